@@ -1,0 +1,126 @@
+"""What happened, told to whoever asked: policy, predictor, programs, metrics, the SSE stream.
+
+Frozen plain data. Times are seconds on the driver's clock. One `Stepped` per step carries the
+whole batch as tuples; there is no object per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from giusto.core.plan import StepOutcome
+from giusto.core.request import FinishReason, Reason, RequestView
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A request was accepted into the queue; its `slo` and `origin` are resolved by now."""
+
+    request: RequestView
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimated:
+    """A predictor's upper bound on the output tokens of a request; told by `inform`."""
+
+    request_id: str
+    output_tokens: float
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A waiting request became resident for the first time; `cached_tokens` came from a prefix."""
+
+    request_id: str
+    now: float
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A preempted request became resident again."""
+
+    request_id: str
+    now: float
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preempted:
+    """A resident request lost its blocks."""
+
+    request_id: str
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """A step was committed; the outcome has its shape, its times and every token."""
+
+    outcome: StepOutcome
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Demoted:
+    """A request that has sent a token goes on without its promise."""
+
+    request_id: str
+    now: float
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A request ended with an answer, a cancel or an error; `message` says what the error was."""
+
+    request_id: str
+    now: float
+    reason: FinishReason
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A request was refused: at the door, or shed before its first token."""
+
+    request_id: str
+    now: float
+    reason: Reason
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramOpened:
+    """The first call of a program with this id arrived."""
+
+    program_id: str
+    now: float
+    deadline: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramClosed:
+    """A program ended: `ended` is its last call's end; `met` is None without a deadline."""
+
+    program_id: str
+    now: float
+    ended: float
+    met: bool | None
+
+
+Event = (
+    Arrived
+    | Estimated
+    | Admitted
+    | Resumed
+    | Preempted
+    | Stepped
+    | Demoted
+    | Finished
+    | Rejected
+    | ProgramOpened
+    | ProgramClosed
+)
