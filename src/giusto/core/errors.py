@@ -4,7 +4,7 @@ GiustoError
 ├── ConfigError        settings that cannot be honoured; the message says what to change
 ├── ModelError         a model folder or file that cannot be loaded
 ├── InvalidRequest     a request that can never be served as stated (HTTP 400)
-└── PlanError          a policy or driver broke the scheduler's contract (a bug, never a user's fault)
+└── PlanError          a policy or driver broke the scheduler's contract: a bug
 """
 
 from __future__ import annotations

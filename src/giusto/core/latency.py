@@ -106,7 +106,7 @@ def _nonnegative_least_squares(
 ) -> list[float]:
     """Coordinate descent on the normal equations; exact enough for a handful of unknowns."""
     n = len(rows[0])
-    scale = [max(max(abs(row[j]) for row in rows), 1e-300) for j in range(n)]
+    scale = [max((abs(row[j]) for row in rows), default=0.0) or 1.0 for j in range(n)]
     gram = [
         [sum(r[i] * r[j] for r in rows) / (scale[i] * scale[j]) for j in range(n)] for i in range(n)
     ]

@@ -18,6 +18,7 @@ from typing import Protocol
 from giusto.core.slo import SLO, BestEffort, Progress
 
 DEFAULT_CAP = 2048
+BEST_EFFORT = BestEffort()
 
 
 class FinishReason(StrEnum):
@@ -89,7 +90,7 @@ class Submission:
     arrival: float
     num_prompt_tokens: int
     prompt_ids: tuple[int, ...] = ()
-    slo: SLO = BestEffort()
+    slo: SLO = BEST_EFFORT
     has_own_slo: bool = True
     service_class: str = "default"
     weight: float = 1.0

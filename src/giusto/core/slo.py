@@ -293,12 +293,12 @@ class Bounds:
 
 
 def bound(slo: SLO, bounds: Bounds) -> SLO:
-    """Raise each target of `slo` to the operator's bound; equal to `slo` when nothing is tighter."""
+    """Raise each target of `slo` to the operator's bound; the same when nothing is tighter."""
     match slo:
         case Streaming(ttft, tpot):
             return replace(slo, ttft=_raise(ttft, bounds.ttft), tpot=_raise(tpot, bounds.tpot))
         case Deadline(deadline) | Program(deadline):
-            return replace(slo, deadline=_raise(deadline, bounds.deadline))
+            return replace(slo, deadline=max(deadline, bounds.deadline or 0.0))
         case BestEffort():
             return slo
 

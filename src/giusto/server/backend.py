@@ -30,7 +30,7 @@ class TokenLogprob:
     """One token with its log-probability and the most likely ones beside it, best first."""
 
     token: str
-    bytes: bytes
+    raw: bytes
     logprob: float
     top: tuple[tuple[str, bytes, float], ...] = ()
 
