@@ -24,11 +24,11 @@ _PADDING_PER_GROUP = 768
 class _Decodes:
     """Sequences with one new token each, contexts padded to a common length.
 
-    `rows` int64 [n] selects their tokens (None: all tokens of the step, in order); `slots` int64
-    [n * length]; `mask` [n, 1, 1, length] is 0 or -inf, None when nothing is padded.
+    `rows` int64 [n] selects their tokens; `slots` int64 [n * length]; `mask` [n, 1, 1, length] is 0
+    or -inf, None when nothing is padded.
     """
 
-    rows: Tensor | None
+    rows: Tensor
     slots: Tensor
     mask: Tensor | None
     count: int
@@ -50,9 +50,13 @@ class _Chunk:
 
 @dataclass(frozen=True, slots=True)
 class AttentionIndex:
-    """Everything about a step that all its layers share."""
+    """Everything about a step that all its layers share.
+
+    `uniform`: the step is one group of decodes, in the order of its tokens.
+    """
 
     slot_mapping: Tensor
+    uniform: bool
     decodes: tuple[_Decodes, ...]
     chunks: tuple[_Chunk, ...]
 
@@ -81,9 +85,9 @@ def prepare(
             chunks.append(_chunk(table, (start, queries, context), block_size, dtype, window))
         start += queries
     groups = _group_by_length(singles)
-    whole = len(groups) == 1 and not chunks
-    decodes = tuple(_decodes(batch, group, block_size, dtype, whole) for group in groups)
-    return AttentionIndex(batch.slot_mapping, decodes, tuple(chunks))
+    uniform = len(groups) == 1 and not chunks
+    decodes = tuple(_decodes(batch, group, block_size, dtype) for group in groups)
+    return AttentionIndex(batch.slot_mapping, uniform, decodes, tuple(chunks))
 
 
 def attend(
@@ -101,7 +105,7 @@ def attend(
     """
     cache.keys.index_copy_(0, index.slot_mapping, key)
     cache.values.index_copy_(0, index.slot_mapping, value)
-    if len(index.decodes) == 1 and index.decodes[0].rows is None:
+    if index.uniform:
         return _attend_decodes(query, cache, index.decodes[0])
     tokens, heads, head_dim = query.shape
     output = query.new_empty((tokens, heads * head_dim))
@@ -178,7 +182,6 @@ def _decodes(
     group: list[tuple[int, int, int]],
     block_size: int,
     dtype: torch.dtype,
-    whole: bool,
 ) -> _Decodes:
     device = batch.slot_mapping.device
     longest = max(length for length, _, _ in group)
@@ -198,7 +201,7 @@ def _decodes(
         mask = torch.zeros(padded.shape, dtype=dtype, device=device).masked_fill_(
             padded, float("-inf")
         )
-    return _Decodes(None if whole else rows.view(-1), slots, mask, len(group))
+    return _Decodes(rows.view(-1), slots, mask, len(group))
 
 
 def _chunk(
@@ -210,15 +213,13 @@ def _chunk(
 ) -> _Chunk:
     """Index one chunk; `span` is its first row, its tokens, and its context with them."""
     start, queries, context = span
-    windowed = window is not None and context > window
-    if queries == context and not windowed:
+    sees = min(window or context, context)
+    if queries == context == sees:
         return _Chunk(start, start + queries, None, None)
-    first = max(0, context - queries + 1 - window) if windowed else 0
+    first = max(0, context - queries + 1 - sees)
     keys = torch.arange(first, context, device=table.device)
     positions = torch.arange(context - queries, context, device=table.device)[:, None]
-    hidden = keys > positions
-    if windowed:
-        hidden |= keys <= positions - window
+    hidden = (keys > positions) | (keys <= positions - sees)
     mask = torch.zeros(hidden.shape, dtype=dtype, device=table.device)
     mask.masked_fill_(hidden, float("-inf"))
     slots = _slots(table[None], keys[None], block_size).view(-1)

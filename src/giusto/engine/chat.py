@@ -43,17 +43,20 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         self._tokens = dict(tokens)
+        self._template: jinja2.Template | None = None
+        self._defect = ""
         try:
-            self._template: jinja2.Template | None = environment.from_string(source)
+            self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             # Completions still work without it, so this is told to those who ask for a chat.
-            self._template, self._defect = None, str(error)
+            self._defect = str(error)
 
     @classmethod
     def read(cls, folder: Path) -> ChatTemplate | None:
         """Read a folder's template (`chat_template.jinja` first), or None where there is none."""
         path = folder / "tokenizer_config.json"
         settings = read_json(path) if path.exists() else {}
+        source: str | None
         try:
             source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
         except FileNotFoundError:

@@ -35,8 +35,8 @@ class _Layer:
 
 def has_native_bf16() -> bool:
     """Whether this CPU multiplies bf16 matrices in hardware (AVX512-BF16 or AMX)."""
-    features = torch.cpu.get_capabilities()
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    # The public torch.cpu.get_capabilities is younger than the oldest torch we support.
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 class Decoder:
@@ -144,7 +144,7 @@ class Decoder:
         return tensor.to(self.device, self.dtype)
 
     def _linear(self, weights: list[Tensor], biases: list[Tensor]) -> Linear:
-        """Stack matrices [out, in] into one product; the result maps [tokens, in] to [tokens, out]."""
+        """Stack matrices [out, in] into one product from [tokens, in] to [tokens, out]."""
         weight = torch.cat([self._place(part) for part in weights])
         bias = torch.cat([self._place(part) for part in biases]) if biases else None
         if not self._pack:

@@ -1,7 +1,7 @@
 """Text to tokens and back, from a model folder; called by `engine` for every request.
 
-Uses the `tokenizers` library and jinja2 directly: importing `transformers` takes seconds. Invariant:
-the concatenated output of a Detokenizer is the decoding of all tokens fed to it.
+Uses the `tokenizers` library and jinja2 directly: importing `transformers` takes seconds.
+Invariant: the concatenated output of a Detokenizer is the decoding of all tokens fed to it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Load a model: find its folder, check its tensors, build the decoder; called by `engine` and `cli`.
+"""Load a model: find its folder, check its tensors, build the decoder; called by `engine`.
 
 Every defect of a folder is a ModelError of one sentence, raised before the first request.
 """
@@ -62,7 +62,7 @@ def load_model(
 
 
 def resolve_folder(path_or_id: str | Path | None = None) -> Path:
-    """Return the Hugging Face folder of a path, a GGUF file, a hub id or (None) the default model."""
+    """Return the Hugging Face folder of a path, GGUF file, hub id or (None) the default model."""
     path = gguf.default_model() if path_or_id is None else Path(path_or_id).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
