@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from giusto.core.slo import SLO, BestEffort, Progress
+from giusto.core.slo import SLO, BestEffort, Streaming, token_due
 
 DEFAULT_CAP = 2048
 BEST_EFFORT = BestEffort()
@@ -106,7 +106,10 @@ class Submission:
 
 
 class RequestView(Protocol):
-    """What a policy may know of a request. Read-only; times in seconds, counts in tokens."""
+    """What a policy may know of a request. Read-only; times in seconds, counts in tokens.
+
+    Satisfies `slo.ProgressView`: `due(request.slo, request)`.
+    """
 
     @property
     def id(self) -> str: ...
@@ -168,7 +171,8 @@ class RequestView(Protocol):
     def num_output_tokens(self) -> int: ...
     @property
     def num_remaining_tokens(self) -> int:
-        """Known tokens that are neither computed nor in flight: what could be granted now."""
+        """Tokens that could be granted now: known ones neither computed nor in flight, and the
+        one that a step in flight will make known."""
         ...
 
     @property
@@ -188,10 +192,6 @@ class RequestView(Protocol):
 
     @property
     def is_demoted(self) -> bool: ...
-    @property
-    def progress(self) -> Progress:
-        """The numbers that `core.slo` asks for."""
-        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -199,6 +199,8 @@ class Request:
     """The scheduler's state of one sample of a submission; only the scheduler writes it.
 
     `token_ids` holds known tokens where the driver has text, and is empty in the simulator.
+    `serial` orders requests of equal arrival; `is_leaving` marks one that was aborted or preempted
+    while a step was in flight: it goes when that step commits.
     """
 
     id: str
@@ -207,6 +209,7 @@ class Request:
     arrival: float
     origin: float
     slo: SLO
+    has_own_slo: bool
     service_class: str
     weight: float
     priority: int
@@ -220,6 +223,7 @@ class Request:
     cache_salt: str = ""
     num_computed_tokens: int = 0
     num_in_flight_tokens: int = 0
+    num_in_flight_outputs: int = 0
     num_output_tokens: int = 0
     num_cached_tokens: int = 0
     first_scheduled: float | None = None
@@ -230,6 +234,8 @@ class Request:
     resident_since: float | None = None
     is_demoted: bool = False
     blocks: list[int] = field(default_factory=list)
+    serial: int = 0
+    is_leaving: bool = False
 
     @classmethod
     def of(cls, ask: Submission, sample: int = 0) -> Request:
@@ -241,6 +247,7 @@ class Request:
             arrival=ask.arrival,
             origin=ask.arrival,
             slo=ask.slo,
+            has_own_slo=ask.has_own_slo,
             service_class=ask.service_class,
             weight=ask.weight,
             priority=ask.priority,
@@ -280,19 +287,45 @@ class Request:
 
     @property
     def num_remaining_tokens(self) -> int:
-        return self.num_tokens - self.num_computed_tokens - self.num_in_flight_tokens
+        if self.is_leaving or self.num_output_tokens + self.num_in_flight_outputs >= (
+            self.sampling.max_tokens
+        ):
+            return 0
+        known = self.num_tokens + self.num_in_flight_outputs
+        return known - self.num_computed_tokens - self.num_in_flight_tokens
 
     @property
     def max_total_tokens(self) -> int:
         """Most tokens it can ever hold; decides whether it fits the pool alone."""
         return self.num_prompt_tokens + self.sampling.max_tokens
 
+    def launch(self, num_tokens: int) -> None:
+        """Count granted tokens in flight; reaching the last known one will yield another."""
+        self.num_in_flight_outputs += num_tokens == self.num_remaining_tokens
+        self.num_in_flight_tokens += num_tokens
+
+    def land(self, num_tokens: int, accepted: int) -> None:
+        """Count tokens of the oldest step in flight as computed, accepted draft tokens too."""
+        self.num_in_flight_tokens -= num_tokens
+        self.num_computed_tokens += num_tokens
+        self.num_in_flight_outputs -= self.num_computed_tokens == self.num_tokens
+        self.num_computed_tokens += accepted
+
+    def emit(self, tokens: Sequence[int], ended: float) -> None:
+        """Append what a step that ended at `ended` made known, counting what came late."""
+        if not tokens:
+            return
+        if self.first_token is None:
+            self.first_token = ended
+        if isinstance(self.slo, Streaming):
+            for k in range(self.num_output_tokens, self.num_output_tokens + len(tokens)):
+                due = token_due(self.slo, k, self.origin, self.first_token)
+                self.late_tokens += ended > due
+        self.last_token = ended
+        self.num_output_tokens += len(tokens)
+        if self.token_ids:
+            self.token_ids.extend(tokens)
+
     @property
     def output_ids(self) -> Sequence[int]:
         return self.token_ids[self.num_prompt_tokens :]
-
-    @property
-    def progress(self) -> Progress:
-        return Progress(
-            self.origin, self.first_token, self.num_output_tokens, self.late_tokens, self.cap
-        )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 #: One in this many tokens of a stream may be late before the stream counts as missed.
 LATE_TOKENS_PER = 100
@@ -121,17 +122,32 @@ class Delivery:
         return (self.token_times[-1] if self.token_times else self.end) - self.arrival
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a running request has come; what `due`, `slack` and `is_missed` need to know.
+class ProgressView(Protocol):
+    """How far a request has come; what `due`, `slack` and `is_missed` need. A request is one.
 
     `cap` bounds the output length: the class's cap, never the true length.
     """
 
+    @property
+    def origin(self) -> float: ...
+    @property
+    def first_token(self) -> float | None: ...
+    @property
+    def num_output_tokens(self) -> int: ...
+    @property
+    def late_tokens(self) -> int: ...
+    @property
+    def cap(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A `ProgressView` of its own, for those who have no request at hand."""
+
     origin: float
     first_token: float | None = None
-    emitted: int = 0
-    late: int = 0
+    num_output_tokens: int = 0
+    late_tokens: int = 0
     cap: int = 2048
 
 
@@ -151,18 +167,18 @@ def token_due(slo: Streaming, k: int, origin: float, first_token: float | None) 
     return math.inf if slo.tpot is None else origin + slo.ttft + k * slo.tpot
 
 
-def due(slo: SLO, progress: Progress) -> float:
+def due(slo: SLO, progress: ProgressView) -> float:
     """Tell when the next useful unit is due: the next token of a stream, else the last token."""
     match slo:
         case Streaming():
-            return token_due(slo, progress.emitted, progress.origin, progress.first_token)
+            return token_due(slo, progress.num_output_tokens, progress.origin, progress.first_token)
         case Deadline(deadline) | Program(deadline):
             return progress.origin + deadline
         case BestEffort():
             return math.inf
 
 
-def is_missed(slo: SLO, progress: Progress, now: float) -> bool:
+def is_missed(slo: SLO, progress: ProgressView, now: float) -> bool:
     """Tell whether the promise can no longer be kept, whatever is done from `now` on."""
     match slo:
         case Streaming(ttft):
@@ -170,14 +186,14 @@ def is_missed(slo: SLO, progress: Progress, now: float) -> bool:
                 first = now if progress.first_token is None else progress.first_token
                 if first > progress.origin + ttft:
                     return True
-            return progress.late > progress.cap // LATE_TOKENS_PER
+            return progress.late_tokens > progress.cap // LATE_TOKENS_PER
         case Deadline(deadline) | Program(deadline):
             return now > progress.origin + deadline
         case BestEffort():
             return False
 
 
-def slack(slo: SLO, progress: Progress, now: float, work: float = 0.0) -> float | None:
+def slack(slo: SLO, progress: ProgressView, now: float, work: float = 0.0) -> float | None:
     """Seconds to spare before work of `work` seconds must start; inf for best effort.
 
     None says that the promise is missed: a state of its own, so that no order by slack can

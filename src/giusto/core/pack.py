@@ -1,0 +1,220 @@
+"""Turn a policy's order into grants: the only place where tokens and blocks are given out.
+
+`pack` walks the order once, on counts alone; blocks get their numbers later, when the scheduler
+applies the plan. It holds the progress rule (architecture 6.7): only a running request may evict
+by default, the oldest resident is pinned, and a pin that was passed over too long goes first. With
+it any order whatsoever finishes all requests, even one that is redrawn at random each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+from giusto.core.plan import Grant, Plan, Preempt, Refusal, View, Want
+from giusto.core.request import RequestView
+
+
+class PreemptFor(Enum):
+    """For whose sake a resident request may lose its blocks."""
+
+    NOBODY = "nobody"
+    RUNNING = "running"
+    ANYBODY = "anybody"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What one step may spend. None leaves the view's own limit.
+
+    max_tokens: certain tokens; max_prefill_tokens: those of them that may go to prompts;
+    node_budget: speculated nodes beside them; chunk: whether a prompt may be cut.
+    """
+
+    max_tokens: int | None = None
+    max_prefill_tokens: int | None = None
+    node_budget: int = 0
+    chunk: bool = True
+
+
+FULL = Budget()
+
+
+def pack(
+    wants: Iterable[Want],
+    view: View,
+    *,
+    budget: Budget = FULL,
+    preempt_for: PreemptFor = PreemptFor.RUNNING,
+    reject: Iterable[Refusal] = (),
+    wake_at: float | None = None,
+) -> Plan:
+    """Serve `wants` in order until tokens, slots or blocks run out.
+
+    A resident that is not wanted keeps its blocks but is the first to lose them. The first waiting
+    request that does not fit ends admission, so that small ones cannot starve a large one; so does
+    a preemption. Reads no further in `wants` than it must. `wake_at` stands only when nothing is
+    granted; without it the pin is served rather than nothing.
+
+    Raises KeyError for a want whose request the view does not know.
+    """
+    refused = tuple(reject)
+    pin = view.pin
+    if pin is not None and pin.is_overdue:
+        wants = _pin_first(wants, view, pin.request_id)
+    packing = _Packing(view, budget, preempt_for, refused)
+    packing.serve(iter(wants))
+    if not packing.grants and pin is not None and wake_at is None:
+        packing = _Packing(view, budget, preempt_for, refused)
+        packing.serve(_pin_first((), view, pin.request_id))
+    return Plan(
+        step=view.step,
+        grants=tuple(packing.grants),
+        node_budget=packing.num_nodes,
+        preempt=tuple(Preempt(request_id) for request_id in packing.preempted),
+        reject=refused,
+        wake_at=None if packing.grants else wake_at,
+    )
+
+
+def _pin_first(wants: Iterable[Want], view: View, pin: str) -> Iterator[Want]:
+    """Move the pin to the front; with one block's worth of tokens when it was not wanted."""
+    rest = list(wants)
+    wanted = [want for want in rest if want.request_id == pin]
+    front = wanted[0] if wanted else Want(pin, view.limits.block_size)
+    return iter([front, *(want for want in rest if want.request_id != pin)])
+
+
+@dataclass(slots=True)
+class _Packing:
+    """The running account of one step."""
+
+    view: View
+    budget: Budget
+    preempt_for: PreemptFor
+    refused: tuple[Refusal, ...]
+    grants: list[Grant] = field(default_factory=list)
+    preempted: list[str] = field(default_factory=list)
+    num_nodes: int = 0
+    order: Iterator[Want] = field(default_factory=lambda: iter(()))
+    is_admitting: bool = True
+    visited: set[str] = field(default_factory=set)
+    free_tokens: int = 0
+    free_prefill: int = 0
+    free_blocks: int = 0
+    free_slots: int = 0
+
+    def __post_init__(self) -> None:
+        budget, view = self.budget, self.view
+        room = view.limits.max_num_batched_tokens - budget.node_budget
+        self.free_tokens = room if budget.max_tokens is None else min(room, budget.max_tokens)
+        prefill = budget.max_prefill_tokens
+        self.free_prefill = room if prefill is None else prefill
+        self.free_blocks = view.free_blocks
+        self.free_slots = view.free_slots
+        self.visited = {refusal.request_id for refusal in self.refused}
+        for request_id in self.visited:
+            if view.request(request_id).resident_since is not None:
+                self._reclaim(request_id)
+
+    def serve(self, order: Iterator[Want]) -> None:
+        self.order = order
+        while self.free_tokens > 0 and (want := next(self.order, None)) is not None:
+            if want.request_id in self.visited:
+                continue
+            self.visited.add(want.request_id)
+            request = self.view.request(want.request_id)
+            if request.resident_since is not None:
+                self._serve_resident(want, request)
+            elif self.is_admitting:
+                self.is_admitting = self._admit(want, request)
+
+    def _serve_resident(self, want: Want, request: RequestView) -> None:
+        num_tokens = self._num_tokens(want, request.num_remaining_tokens)
+        if num_tokens < 1:
+            return
+        blocks = self._num_blocks(want, num_tokens)
+        if blocks > self.free_blocks and self.preempt_for is not PreemptFor.NOBODY:
+            self._preempt(blocks, slots=0)
+        if blocks <= self.free_blocks:
+            self._grant(want, num_tokens, blocks)
+
+    def _admit(self, want: Want, request: RequestView) -> bool:
+        """Try to make a waiting request resident; False ends admission for this step."""
+        if self.preempted and self.preempt_for is not PreemptFor.ANYBODY:
+            return False
+        if request.num_remaining_tokens < 1:
+            return True
+        cached = self.view.cost(want.request_id, 1).cached_tokens
+        num_tokens = self._num_tokens(want, request.num_remaining_tokens - cached)
+        if num_tokens < 1:
+            return False
+        blocks = self._num_blocks(want, num_tokens)
+        if self.preempt_for is PreemptFor.ANYBODY:
+            self._preempt(blocks, slots=1)
+        if blocks > self.free_blocks or self.free_slots < 1:
+            return False
+        self.free_slots -= 1
+        self._grant(want, num_tokens, blocks)
+        return True
+
+    def _num_tokens(self, want: Want, remaining: int) -> int:
+        """Tokens that the budgets leave for one request; 0 when it must wait."""
+        most = self.free_tokens if remaining == 1 else min(self.free_tokens, self.free_prefill)
+        granted = min(remaining, most)
+        if want.max_tokens is not None:
+            granted = min(granted, want.max_tokens)
+        # An uncut prompt may exceed an empty step's budget only by being cut all the same.
+        is_whole = granted == remaining or self.budget.chunk or not self.grants
+        return granted if is_whole else 0
+
+    def _num_blocks(self, want: Want, num_tokens: int) -> int:
+        return self.view.cost(want.request_id, num_tokens + self._num_nodes(want)).total
+
+    def _num_nodes(self, want: Want) -> int:
+        if want.spec is None:
+            return 0
+        return min(want.spec.max_nodes, self.budget.node_budget - self.num_nodes)
+
+    def _grant(self, want: Want, num_tokens: int, blocks: int) -> None:
+        self.num_nodes += self._num_nodes(want)
+        self.free_tokens -= num_tokens
+        if num_tokens > 1:
+            self.free_prefill -= num_tokens
+        self.free_blocks -= blocks
+        self.grants.append(Grant(want.request_id, num_tokens, want.spec))
+
+    def _preempt(self, blocks: int, slots: int) -> None:
+        """Evict the least wanted residents until `blocks` and `slots` are free; all or nothing."""
+        victims: list[str] = []
+        free_blocks, free_slots = self.free_blocks, self.free_slots
+        for victim in self._victims():
+            if free_blocks >= blocks and free_slots >= slots:
+                break
+            victims.append(victim)
+            free_blocks += self.view.freeable(victim)
+            free_slots += 1
+        if free_blocks < blocks or free_slots < slots:
+            return
+        for victim in victims:
+            self.visited.add(victim)
+            self.preempted.append(victim)
+            self._reclaim(victim)
+
+    def _victims(self) -> Iterator[str]:
+        """Residents that may be evicted: unwanted ones youngest first, then the order's tail."""
+        rest = list(self.order)
+        self.order = iter(rest)
+        wanted = {want.request_id for want in rest}
+        unwanted = [r.id for r in self.view.running if r.id not in wanted]
+        pin = self.view.pin.request_id if self.view.pin else None
+        for request_id in (*reversed(unwanted), *(want.request_id for want in reversed(rest))):
+            is_spared = request_id in self.visited or request_id == pin
+            if not is_spared and self.view.freeable(request_id) > 0:
+                yield request_id
+
+    def _reclaim(self, request_id: str) -> None:
+        freed = self.view.freeable(request_id)
+        self.free_blocks += freed
+        self.free_slots += freed > 0

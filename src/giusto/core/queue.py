@@ -1,0 +1,62 @@
+"""The waiting line: requests in order of arrival, with the counts that bound it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+
+from giusto.core.request import Reason, Request
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How much may wait before newcomers are refused; None is unbounded.
+
+    Preempted requests do not count: they were accepted once.
+    """
+
+    max_num_queued_reqs: int | None = None
+    max_num_queued_tokens: int | None = None
+
+
+class WaitingQueue:
+    """Requests sorted by (arrival, serial); look-ups by bisection."""
+
+    def __init__(self) -> None:
+        self._requests: list[Request] = []
+        self.num_prefill_tokens = 0
+
+    @property
+    def requests(self) -> list[Request]:
+        """The line itself, the earliest arrival first; not a copy."""
+        return self._requests
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def push(self, request: Request) -> None:
+        insort(self._requests, request, key=_order)
+        self.num_prefill_tokens += request.num_tokens
+
+    def remove(self, request: Request) -> None:
+        index = bisect_left(self._requests, _order(request), key=_order)
+        assert self._requests[index] is request, f"{request.id} is not where it should wait"
+        del self._requests[index]
+        self.num_prefill_tokens -= request.num_tokens
+
+    def refuse(self, num_requests: int, num_tokens: int, limits: QueueLimits) -> Reason | None:
+        """Tell why newcomers cannot wait here; None when they can.
+
+        An empty line takes any request that fits the pool, however long its prompt.
+        """
+        most = limits.max_num_queued_reqs
+        if most is not None and len(self) + num_requests > most:
+            return Reason.QUEUE_FULL
+        most = limits.max_num_queued_tokens
+        if most is not None and self._requests and self.num_prefill_tokens + num_tokens > most:
+            return Reason.QUEUE_TOKENS_FULL
+        return None
+
+
+def _order(request: Request) -> tuple[float, int]:
+    return request.arrival, request.serial

@@ -1,0 +1,1 @@
+"""Upper bounds on output length, learned from finished requests."""

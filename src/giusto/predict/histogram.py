@@ -1,0 +1,66 @@
+"""Length bounds from the finished requests of a class; no features, no training.
+
+The bound is a quantile of the lengths seen, conditional on what was emitted: of the past requests
+that came at least this far, how long did they get? (The idea of a predictor without a model is
+tokasaurus's.) Until a class has history its cap stands, halved: an expectation, not a fact.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+
+from giusto.core.events import Arrived, Finished, Rejected, Stepped
+from giusto.core.request import FinishReason, RequestView
+
+#: Fewer samples than this beyond the current length say nothing: the bound then doubles.
+MIN_SAMPLES = 4
+
+
+class Histogram:
+    """Sorted sliding windows of output lengths by service class; a look-up is two bisections."""
+
+    def __init__(self, quantile: float = 0.7, window: int = 500) -> None:
+        if not 0 < quantile < 1:
+            raise ValueError(f"quantile must lie between 0 and 1, got {quantile}")
+        self.quantile = quantile
+        self.window = window
+        self._sorted: dict[str, list[int]] = {}
+        self._recent: dict[str, deque[int]] = {}
+        self._open: dict[str, tuple[str, int]] = {}
+
+    def remaining(self, request: RequestView) -> float:
+        emitted = request.num_output_tokens
+        lengths = self._sorted.get(request.service_class, [])
+        first = bisect_right(lengths, emitted)
+        beyond = len(lengths) - first
+        if beyond >= MIN_SAMPLES:
+            return lengths[first + int(self.quantile * (beyond - 1))] - emitted
+        if lengths:
+            return max(1, min(request.cap - emitted, emitted))
+        return max(1.0, request.cap / 2 - emitted)
+
+    def observe(self, event: object) -> None:
+        match event:
+            case Arrived(request):
+                self._open[request.id] = (request.service_class, 0)
+            case Stepped(outcome):
+                for request_id, made in outcome.yields.items():
+                    if made.tokens and request_id in self._open:
+                        name, count = self._open[request_id]
+                        self._open[request_id] = (name, count + len(made.tokens))
+            case Finished(request_id, _, reason):
+                name, count = self._open.pop(request_id, ("", 0))
+                if reason in (FinishReason.STOP, FinishReason.LENGTH) and count:
+                    self._learn(name, count)
+            case Rejected(request_id):
+                self._open.pop(request_id, None)
+
+    def _learn(self, name: str, length: int) -> None:
+        lengths = self._sorted.setdefault(name, [])
+        recent = self._recent.setdefault(name, deque())
+        insort(lengths, length)
+        recent.append(length)
+        if len(recent) > self.window:
+            oldest = recent.popleft()
+            del lengths[bisect_left(lengths, oldest)]
