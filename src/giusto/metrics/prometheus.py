@@ -1,0 +1,378 @@
+"""The `/metrics` page: counters and histograms from events.
+
+Fed one `Stepped` per step on the server's event loop, so it adds to plain dictionaries and lists
+and turns them into Prometheus families only when scraped. Names follow `giusto_<what>_<unit>`;
+with `vllm_aliases` the figures that routers and autoscalers scrape from vLLM appear under its names
+too. Memory is bounded: of a request that has ended only sums remain.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from statistics import median
+from typing import Protocol
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from giusto.core.events import (
+    Admitted,
+    Demoted,
+    Event,
+    Preempted,
+    ProgramClosed,
+    Rejected,
+    Stepped,
+)
+from giusto.core.request import DEFAULT_CAP
+from giusto.core.slo import Program
+from giusto.metrics.records import Record, Recorder
+from giusto.metrics.verdict import Verdict, judge, judge_program
+
+Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+Labels = tuple[str, ...]
+
+MAX_LABEL_VALUES = 100
+OVERFLOW_LABEL = "other"
+#: Lengths remembered per class, to estimate what an unfinished request would have had.
+LENGTHS_KEPT = 512
+#: Programs whose calls are remembered until they close, and calls of each; beyond these the
+#: oldest go unjudged.
+PROGRAMS_KEPT = 10_000
+CALLS_KEPT = 1_000
+
+#: Bucket bounds in seconds, for whole requests, single tokens and decisions.
+REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 120.0)
+TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
+PLAN_BUCKETS = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1)
+
+#: name: what it is, the vLLM metric that means the same, bucket bounds.
+HISTOGRAMS: dict[str, tuple[str, str | None, tuple[float, ...]]] = {
+    "time_to_first_token_seconds": (
+        "Arrival to first token",
+        "time_to_first_token_seconds",
+        REQUEST_BUCKETS,
+    ),
+    "inter_token_latency_seconds": (
+        "Gap between two tokens",
+        "inter_token_latency_seconds",
+        TOKEN_BUCKETS,
+    ),
+    "request_time_per_output_token_seconds": (
+        "Mean gap of a finished request, first token excluded",
+        "request_time_per_output_token_seconds",
+        TOKEN_BUCKETS,
+    ),
+    "e2e_request_latency_seconds": (
+        "Arrival to last token of a finished request",
+        "e2e_request_latency_seconds",
+        REQUEST_BUCKETS,
+    ),
+    "request_queue_time_seconds": (
+        "Arrival to first residence",
+        "request_queue_time_seconds",
+        REQUEST_BUCKETS,
+    ),
+    "step_time_seconds": ("Start to end of an engine step", None, TOKEN_BUCKETS),
+    "plan_time_seconds": ("Deciding one step", None, PLAN_BUCKETS),
+}
+
+#: name: what it is, its labels, the vLLM metric that means the same.
+COUNTERS: dict[str, tuple[str, Labels, str | None]] = {
+    "slo_met": ("Requests that met what they were promised", ("service_class", "kind"), None),
+    "slo_missed": ("Requests that did not", ("service_class", "kind"), None),
+    "slo_cancelled": ("Cancelled before anything was late", ("service_class", "kind"), None),
+    "service_gain": ("Value delivered", ("service_class",), None),
+    "service_gain_possible": ("Value if nothing had been late", ("service_class",), None),
+    "requests_refused": ("Refused or shed requests", ("service_class", "reason"), None),
+    "requests_demoted": ("Requests that lost their promise", ("service_class", "reason"), None),
+    "requests_finished": (
+        "Requests that ended otherwise",
+        ("service_class", "finished_reason"),
+        "request_success",
+    ),
+    "prompt_tokens": ("Prompt tokens of admitted requests", (), "prompt_tokens"),
+    "generation_tokens": ("Output tokens", ("service_class",), "generation_tokens"),
+    "prefix_cache_queries": ("Prompt tokens looked up", (), "prefix_cache_queries"),
+    "prefix_cache_hits": ("Prompt tokens found", (), "prefix_cache_hits"),
+    "preemptions": ("Residences lost to others", (), "num_preemptions"),
+    "draft_tokens": ("Tokens drafted", (), "spec_decode_num_draft_tokens"),
+    "accepted_tokens": ("Drafted tokens accepted", (), "spec_decode_num_accepted_tokens"),
+}
+
+
+class Load(Protocol):
+    """What the gauges show; the server's `ReplicaView` has it."""
+
+    @property
+    def running(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+    @property
+    def free_blocks(self) -> int: ...
+    @property
+    def total_blocks(self) -> int: ...
+
+
+class _Histogram:
+    """Counts per bucket and a sum; many equal values cost what one does."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.total += value * times
+
+    def add(self, other: _Histogram) -> None:
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+
+    def buckets(self) -> list[tuple[str, float]]:
+        cumulative, rows = 0, []
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
+            cumulative += count
+            rows.append((bound, float(cumulative)))
+        return rows
+
+
+class PrometheusMetrics(Collector):
+    """Subscriber of events that renders the metrics page; for one thread.
+
+    `load` is asked at each scrape for the gauges.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        *,
+        vllm_aliases: bool = False,
+        load: Callable[[], Load] | None = None,
+    ) -> None:
+        self.model_name = model_name
+        self.vllm_aliases = vllm_aliases
+        self.load = load
+        self.registry = CollectorRegistry(auto_describe=False)
+        self._recorder = Recorder(self._close)
+        self._histograms: dict[str, dict[str, _Histogram]] = {
+            name: defaultdict(lambda bounds=bounds: _Histogram(bounds))  # type: ignore[misc]
+            for name, (_, _, bounds) in HISTOGRAMS.items()
+        }
+        self._counters: dict[str, dict[Labels, float]] = {
+            # A series without labels exists from the start, at 0.
+            name: defaultdict(float, {} if labels else {(): 0.0})
+            for name, (_, labels, _) in COUNTERS.items()
+        }
+        self._classes: set[str] = set()
+        self._lengths: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=LENGTHS_KEPT))
+        self._programs: dict[str, deque[tuple[Record, ...]]] = {}
+        self.registry.register(self)
+
+    def observe(self, event: Event) -> None:
+        """Learn from one event."""
+        match event:
+            case Stepped():
+                self._step(event)
+            case Admitted(request_id, now, cached_tokens):
+                self._admit(request_id, now, cached_tokens)
+            case Preempted():
+                self._counters["preemptions"][()] += 1
+            case Demoted(request_id, _, reason):
+                self._counters["requests_demoted"][self._class_of(request_id), reason] += 1
+            case Rejected(request_id, _, reason):
+                self._counters["requests_refused"][self._class_of(request_id), reason] += 1
+            case ProgramClosed(program_id):
+                if calls := self._programs.pop(program_id, None):
+                    self._count(judge_program(calls, self._length_of))
+            case _:
+                pass
+        self._recorder.observe(event)
+
+    def render(self) -> tuple[bytes, str]:
+        """The page and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+    def collect(self) -> Iterator[Family]:
+        """Yield all families; the registry calls it at each scrape."""
+        yield from self._histogram_families()
+        yield from self._counter_families()
+        yield from self._gauge_families()
+
+    # Learning
+
+    def _step(self, event: Stepped) -> None:
+        outcome = event.outcome
+        ended = outcome.ended
+        self._histogram("step_time_seconds").observe(ended - outcome.started)
+        self._histogram("plan_time_seconds").observe(outcome.times.plan)
+        # In a batch that decodes together the gap is the same for most: one entry each, counted.
+        gaps: dict[tuple[str, float], int] = {}
+        made: dict[str, int] = {}
+        drafted = accepted = 0
+        requests = self._recorder.open
+        for request_id, tokens in outcome.yields.items():
+            num_tokens = len(tokens.tokens)
+            request = requests.get(request_id)
+            if not num_tokens or request is None:
+                continue
+            name = self._label(request.arrived.service_class)
+            made[name] = made.get(name, 0) + num_tokens
+            if request.times:
+                key = (name, ended - request.times[-1])
+                gaps[key] = gaps.get(key, 0) + 1
+            else:
+                ttft = ended - request.arrived.arrival
+                self._histogram("time_to_first_token_seconds", name).observe(ttft)
+            if num_tokens > 1:
+                gaps[name, 0.0] = gaps.get((name, 0.0), 0) + num_tokens - 1
+            drafted += tokens.drafted
+            accepted += tokens.accepted
+        for (name, gap), times in gaps.items():
+            self._histogram("inter_token_latency_seconds", name).observe(gap, times)
+        for name, num_tokens in made.items():
+            self._counters["generation_tokens"][(name,)] += num_tokens
+        if drafted:
+            self._counters["draft_tokens"][()] += drafted
+            self._counters["accepted_tokens"][()] += accepted
+
+    def _admit(self, request_id: str, now: float, cached_tokens: int) -> None:
+        request = self._recorder.open.get(request_id)
+        if request is None:
+            return
+        record = request.arrived
+        queued = now - record.arrival
+        self._histogram("request_queue_time_seconds", self._label(record.service_class)).observe(
+            queued
+        )
+        self._counters["prompt_tokens"][()] += record.prompt_tokens
+        self._counters["prefix_cache_queries"][()] += record.prompt_tokens
+        self._counters["prefix_cache_hits"][()] += cached_tokens
+
+    def _close(self, samples: tuple[Record, ...]) -> None:
+        """All samples of a request have ended."""
+        for record in samples:
+            name = self._label(record.service_class)
+            if record.finish is not None:
+                self._counters["requests_finished"][name, record.finish] += 1
+            if record.is_answered:
+                self._lengths[name].append(len(record.token_times))
+                delivery = record.delivery
+                self._histogram("e2e_request_latency_seconds", name).observe(delivery.e2e)
+                if len(record.token_times) > 1:
+                    self._histogram("request_time_per_output_token_seconds", name).observe(
+                        delivery.tpot
+                    )
+        first = samples[0]
+        if first.program is not None:
+            self._keep_call(first.program.id, samples)
+        if not isinstance(first.slo, Program):
+            self._count(judge(samples, self._length_of))
+
+    def _keep_call(self, program_id: str, samples: tuple[Record, ...]) -> None:
+        """Remember a call of a program that has a deadline, until the program closes."""
+        calls = self._programs.get(program_id)
+        if calls is None:
+            if not isinstance(samples[0].slo, Program):
+                return
+            if len(self._programs) >= PROGRAMS_KEPT:
+                del self._programs[next(iter(self._programs))]
+            calls = self._programs[program_id] = deque(maxlen=CALLS_KEPT)
+        calls.append(samples)
+
+    def _count(self, verdict: Verdict) -> None:
+        name = self._label(verdict.service_class)
+        if verdict.is_cancelled:
+            self._counters["slo_cancelled"][name, verdict.kind] += 1
+            return
+        outcome = "slo_met" if verdict.is_attained else "slo_missed"
+        self._counters[outcome][name, verdict.kind] += 1
+        if not verdict.is_best_effort:
+            self._counters["service_gain"][(name,)] += verdict.gain
+            self._counters["service_gain_possible"][(name,)] += verdict.possible
+
+    def _length_of(self, record: Record) -> tuple[float, bool]:
+        lengths = self._lengths.get(self._label(record.service_class))
+        return (float(median(lengths)) if lengths else float(min(record.cap, DEFAULT_CAP))), True
+
+    def _class_of(self, request_id: str) -> str:
+        request = self._recorder.open.get(request_id)
+        return self._label(request.arrived.service_class) if request else OVERFLOW_LABEL
+
+    def _label(self, service_class: str) -> str:
+        """The class, or `other` once there are too many: a label must not grow without bound."""
+        if service_class in self._classes:
+            return service_class
+        if len(self._classes) >= MAX_LABEL_VALUES:
+            return OVERFLOW_LABEL
+        self._classes.add(service_class)
+        return service_class
+
+    def _histogram(self, name: str, service_class: str = "") -> _Histogram:
+        return self._histograms[name][service_class]
+
+    # Rendering
+
+    def _histogram_families(self) -> Iterator[Family]:
+        for name, (text, alias, bounds) in HISTOGRAMS.items():
+            is_per_class = not name.startswith(("step", "plan"))
+            names = ["model_name", *(["service_class"] if is_per_class else [])]
+            family = HistogramMetricFamily(f"giusto_{name}", text, labels=names)
+            everything = _Histogram(bounds)
+            for service_class, histogram in self._histograms[name].items():
+                labels = [self.model_name, *([service_class] if is_per_class else [])]
+                family.add_metric(labels, histogram.buckets(), histogram.total)
+                everything.add(histogram)
+            yield family
+            if self.vllm_aliases and alias:
+                family = HistogramMetricFamily(f"vllm:{alias}", text, labels=["model_name"])
+                family.add_metric([self.model_name], everything.buckets(), everything.total)
+                yield family
+
+    def _counter_families(self) -> Iterator[Family]:
+        for name, (text, label_names, alias) in COUNTERS.items():
+            series = self._counters[name]
+            family = CounterMetricFamily(
+                f"giusto_{name}", text, labels=["model_name", *label_names]
+            )
+            for labels, total in series.items():
+                family.add_metric([self.model_name, *labels], total)
+            yield family
+            if self.vllm_aliases and alias:
+                yield self._alias(name, alias, text, series)
+
+    def _alias(self, name: str, alias: str, text: str, series: dict[Labels, float]) -> Family:
+        """The vLLM form of a counter: summed over classes, by reason where vLLM has it so."""
+        by_reason = name == "requests_finished"
+        names = ["model_name", *(["finished_reason"] if by_reason else [])]
+        family = CounterMetricFamily(f"vllm:{alias}", text, labels=names)
+        sums: dict[Labels, float] = {} if by_reason else {(): 0.0}
+        for labels, total in series.items():
+            key = labels[1:] if by_reason else ()
+            sums[key] = sums.get(key, 0.0) + total
+        for labels, total in sums.items():
+            family.add_metric([self.model_name, *labels], total)
+        return family
+
+    def _gauge_families(self) -> Iterator[Family]:
+        if self.load is None:
+            return
+        now = self.load()
+        used = 1 - now.free_blocks / now.total_blocks if now.total_blocks else 0.0
+        rows: Iterable[tuple[str, str, str, float]] = (
+            ("num_requests_running", "num_requests_running", "Resident requests", now.running),
+            ("num_requests_waiting", "num_requests_waiting", "Queued requests", now.waiting),
+            ("kv_cache_usage_ratio", "kv_cache_usage_perc", "KV blocks held, 0 to 1", used),
+        )
+        for name, alias, text, number in rows:
+            full_names = [f"giusto_{name}", *([f"vllm:{alias}"] if self.vllm_aliases else [])]
+            for full_name in full_names:
+                family = GaugeMetricFamily(full_name, text, labels=["model_name"])
+                family.add_metric([self.model_name], number)
+                yield family
