@@ -1,0 +1,68 @@
+"""Scheduling policies: one file each, none imports another; a name in `REGISTRY` is all it takes.
+
+A policy's module has a frozen dataclass `Parameters` and `make(parameters, deps)`; the first line
+of its docstring is what `giusto policies` prints.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from types import ModuleType
+from typing import Any
+
+from giusto.core.errors import ConfigError
+from giusto.core.plan import Policy
+from giusto.policies import edf, fcfs, giusto, priority, sarathi
+from giusto.policies.base import Dependencies
+
+REGISTRY: dict[str, ModuleType] = {
+    "giusto": giusto,
+    "fcfs": fcfs,
+    "priority": priority,
+    "sarathi": sarathi,
+    "edf": edf,
+}
+DEFAULT = "giusto"
+
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def make(name: str, deps: Dependencies, options: Mapping[str, object] | None = None) -> Policy:
+    """Build a policy by name; options are its parameters, as values or as text.
+
+    Raises ConfigError for an unknown name or option, naming the nearest, and for a bad value.
+    """
+    module = REGISTRY.get(name)
+    if module is None:
+        raise ConfigError(f"unknown scheduling policy {name!r}{_nearest(name, REGISTRY)}")
+    known = {f.name: f.default for f in fields(module.Parameters)}
+    values = {}
+    for option, value in (options or {}).items():
+        if option not in known:
+            raise ConfigError(f"policy {name} has no option {option!r}{_nearest(option, known)}")
+        values[option] = _as_type(name, option, value, known[option])
+    try:
+        policy: Policy = module.make(module.Parameters(**values), deps)
+    except ValueError as error:
+        raise ConfigError(f"policy {name}: {error}") from error
+    return policy
+
+
+def _nearest(word: str, known: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{hint} (there are: {', '.join(known) or 'none'})"
+
+
+def _as_type(policy: str, option: str, value: object, default: Any) -> object:
+    """Read text as the type that the parameter's default has."""
+    text = str(value).strip().lower()
+    try:
+        if isinstance(default, bool):
+            return {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}[text]
+        return type(default)(text)
+    except (KeyError, ValueError) as error:
+        expected = type(default).__name__
+        raise ConfigError(f"{policy}.{option} must be a {expected}, got {value!r}") from error
