@@ -47,8 +47,9 @@ class ChatTemplate:
         self._defect = ""
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            # Completions still work without it, so this is told to those who ask for a chat.
+        except Exception as error:
+            # Not only template errors: what jinja2 generates may not compile. Completions still
+            # work without a template, so this is told to those who ask for a chat.
             self._defect = str(error)
 
     @classmethod

@@ -44,15 +44,16 @@ class Tokenizer:
         self._special = {
             index for index, token in self._rust.get_added_tokens_decoder().items() if token.special
         }
-        decoders = _decoder_types(raw.get("decoder"))
+        decoders = _decoders(raw.get("decoder"))
         self._byte_level = "ByteLevel" in decoders
-        if not self._byte_level and not decoders & {"ByteFallback", "Metaspace"}:
+        if not self._byte_level and not decoders.keys() & {"ByteFallback", "Metaspace"}:
             raise ModelError(
                 f"{path} has a decoder that is neither byte-level nor SentencePiece's; "
                 "use a model of the Llama, Qwen or Mistral families."
             )
         # SentencePiece puts a space before a text and takes it off again after decoding.
-        self.strips_first_space = bool(decoders & {"Strip", "Metaspace"})
+        mark = decoders.get("Metaspace", {"prepend_scheme": "never"})
+        self.strips_first_space = "Strip" in decoders or mark.get("prepend_scheme") != "never"
         self._chat = ChatTemplate.read(folder)
 
     @property
@@ -172,11 +173,14 @@ def check_text(text: str) -> None:
         ) from None
 
 
-def _decoder_types(decoder: Any) -> set[str]:
+def _decoders(decoder: Any) -> dict[str, dict[str, Any]]:
+    """Return the settings of a decoder and of those inside it, by type."""
     if not isinstance(decoder, dict):
-        return set()
-    nested = (_decoder_types(part) for part in decoder.get("decoders", []))
-    return {str(decoder.get("type"))}.union(*nested)
+        return {}
+    found = {str(decoder.get("type")): decoder}
+    for part in decoder.get("decoders", []):
+        found |= _decoders(part)
+    return found
 
 
 def _byte_alphabet() -> dict[str, int]:
