@@ -196,6 +196,7 @@ def _config(fields: dict[str, Any], reader: gguf.GGUFReader, path: Path) -> dict
         "rope_theta": float(field("rope.freq_base", 10000.0)),
         "hidden_act": "silu",
         "attention_bias": arch != "qwen2" and "blk.0.attn_q.bias" in shapes,
+        "mlp_bias": "blk.0.ffn_up.bias" in shapes,
         "tie_word_embeddings": "output.weight" not in shapes,
         "torch_dtype": "bfloat16",
         "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
