@@ -6,7 +6,7 @@ server never sees a token id table, a tensor or a scheduler: text in, text out.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -85,7 +85,11 @@ class ReplicaView:
 
 
 class Backend(Protocol):
-    """An engine as the server sees it. All coroutines run on the server's event loop."""
+    """An engine as the server sees it. All coroutines run on the server's event loop.
+
+    `encode`, `decode` and `render_chat` may also be called from a worker thread: the server does
+    so for long texts, to keep its loop free.
+    """
 
     @property
     def model(self) -> ModelInfo: ...
@@ -104,7 +108,7 @@ class Backend(Protocol):
         """Render the model's chat template; InvalidRequest when the template refuses."""
         ...
 
-    def submit(self, ask: Submission) -> AsyncIterator[Chunk]:
+    def submit(self, ask: Submission) -> AsyncGenerator[Chunk, None]:
         """Queue a request and iterate over its chunks until every sample has finished.
 
         Raises `Refused` before the first chunk. Closing the iterator early aborts the request.
