@@ -24,7 +24,7 @@ from giusto.workload.records import Entry, Message, Step
 NAME = "mixed"
 DURATION = 300.0
 #: Prompts at the head of each pool that only calibration uses, so that a run meets no cache of it.
-CALIBRATION_PROMPTS = 5
+CALIBRATION_PROMPTS = 6
 TEMPERATURE = 0.7
 TOP_P = 0.95
 #: Seconds that a tool takes between the two steps of a program, drawn evenly.
@@ -96,13 +96,13 @@ def entries(load: Load) -> list[Entry]:
     return result
 
 
-def calibration(per_class: int = CALIBRATION_PROMPTS) -> dict[str, list[list[Entry]]]:
+def calibration() -> dict[str, list[list[Entry]]]:
     """Arrivals of each class with a promise, to be sent one at a time to an idle server."""
     pools = _pools()
     return {
         name: [
             _arrival(f"calibration-{name}-{i}", 0.0, name, text, random.Random(f"{name} {i}"))
-            for i, text in enumerate(pools[name][:per_class])
+            for i, text in enumerate(pools[name][:CALIBRATION_PROMPTS])
         ]
         for name in CLASSES
         if name != "best_effort"

@@ -79,6 +79,13 @@ class Entry:
             return Program(self.step.deadline)
         return BestEffort()
 
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """Calls of its program that must have ended before it can be asked."""
+        parents = self.step.parents if self.step is not None else ()
+        quoted = (m.answer_of for m in self.messages if m.answer_of is not None)
+        return tuple(dict.fromkeys((*parents, *quoted)))
+
 
 def promised(entries: Iterable[Entry], slos: Mapping[str, SLO]) -> list[Entry]:
     """Give the entries without an SLO that of their class; a program SLO goes to the program."""
@@ -196,21 +203,23 @@ def _slo(row: Row) -> SLO | None:
 
 
 def _check_programs(entries: Iterable[Entry], name: str) -> None:
-    """Every parent must be a call of its program, named before the calls that wait for it."""
+    """Calls must be named before those that wait for them, so that no program can wait for ever."""
     calls: dict[str, set[str]] = {}
     for entry in entries:
-        step = entry.step
-        known = calls.setdefault(step.program, set()) if step else set()
-        waits_for = (*step.parents, *(m.answer_of for m in entry.messages)) if step else ()
-        if missing := [call for call in waits_for if call is not None and call not in known]:
-            raise ConfigError(
-                f"{name}, entry {entry.id}, column program.parents: call {missing[0]!r} is not "
-                "among the earlier entries of its program"
-            )
-        if step is not None:
-            known.add(step.call)
-        elif any(message.answer_of for message in entry.messages):
-            raise ConfigError(f"{name}, entry {entry.id}: answer_of needs a program")
+        known = calls.setdefault(entry.step.program, set()) if entry.step else set()
+        for call in entry.waits_for:
+            if call not in known:
+                raise ConfigError(
+                    f"{name}, entry {entry.id}, column program.parents: call {call!r} is not among "
+                    "the earlier entries of its program"
+                )
+        if entry.step is not None:
+            if entry.step.call in known:
+                raise ConfigError(
+                    f"{name}, entry {entry.id}, column program.call: {entry.step.call!r} is there "
+                    "twice"
+                )
+            known.add(entry.step.call)
 
 
 def _to_json(entry: Entry) -> dict[str, Any]:

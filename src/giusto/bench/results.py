@@ -1,0 +1,62 @@
+"""Result files: `{"runs": [run]}`, with a single run's keys repeated at the top.
+
+One run is one flat object. Keys that vLLM's `bench serve` has keep its names and meaning, so its
+plotting scripts read these files. Strict JSON: an infinite figure is null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from giusto.bench.drive import Run
+from giusto.core.errors import ConfigError
+from giusto.metrics.summary import Goodput, Summary, percentile, summarize
+
+Result = dict[str, Any]
+
+
+def result(run: Run, about: Mapping[str, Any], goodput: Goodput | None = None) -> Result:
+    """One run's flat object: what it was (`about`), then its figures."""
+    figures: Summary = summarize(run.records, goodput=goodput)
+    errors = Counter(r.error or r.refused for r in run.records if r.error or r.refused)
+    lags = run.lags or [0.0]
+    return {
+        **about,
+        "is_interrupted": run.is_interrupted,
+        **figures,
+        "errors": dict(errors.most_common(5)),
+        "client_lag_p99_ms": (percentile(lags, 99) or 0.0) * 1000,
+        "client_lag_max_ms": max(lags) * 1000,
+    }
+
+
+def write(path: Path, runs: Sequence[Result]) -> None:
+    """Write a result file; makes its folder."""
+    content: Result = {"runs": [_strict(run) for run in runs]}
+    if len(runs) == 1:
+        content = {**content["runs"][0], **content}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> list[Result]:
+    """Read the runs of a result file."""
+    try:
+        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is no result file of `giusto bench`") from error
+    return list(runs)
+
+
+def _strict(value: Any) -> Any:
+    """Infinities and NaN have no form in JSON."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _strict(item) for name, item in value.items()}
+    return [_strict(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,218 @@
+"""One benchmark from settings to result: probe the server, calibrate, drive, summarize."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import random
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from giusto.bench import calibrate as calibration
+from giusto.bench.client import Client
+from giusto.bench.drive import Driver, Run
+from giusto.bench.progress import Progress
+from giusto.bench.results import Result, result
+from giusto.bench.wire import Dialect, SloIn
+from giusto.core.clock import Clock, WallClock
+from giusto.core.errors import ConfigError
+from giusto.metrics.summary import Goodput
+from giusto.workload import mixed, records
+from giusto.workload.arrivals import arrivals
+
+NAMES = (mixed.NAME,)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the flags of `giusto bench` say. Times in seconds; None leaves the default."""
+
+    base_url: str = "http://127.0.0.1:8000"
+    model: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    workload: str = mixed.NAME
+    rate: float | None = None
+    burstiness: float = 1.0
+    duration: float | None = None
+    num_prompts: int | None = None
+    seed: int = 0
+    goodput: Goodput | None = None
+    slo_in: SloIn = SloIn.AUTO
+    slo_scale: float = 3.0
+    calibration: Path | None = None
+    policy: str | None = None
+    timeout: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a server says of itself."""
+
+    is_giusto: bool
+    model: str
+    policy: str | None
+
+
+async def bench(
+    settings: Settings,
+    *,
+    clock: Clock | None = None,
+    transport: httpx.AsyncBaseTransport | None = None,
+    progress: Progress | None = None,
+) -> tuple[Result, Run]:
+    """Run one benchmark. Raises ConfigError with one sentence when it cannot be run."""
+    clock = clock or WallClock()
+    progress = progress or Progress()
+    headers = {"authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+    async with httpx.AsyncClient(
+        base_url=settings.base_url.rstrip("/").removesuffix("/v1"),
+        headers=headers,
+        transport=transport,
+        # An open loop needs a connection for every request under way; `Client` limits the time.
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+        timeout=httpx.Timeout(None, connect=10.0),
+        trust_env=False,
+    ) as http:
+        server = await probe(http, settings)
+        slo_in = settings.slo_in
+        if slo_in is SloIn.AUTO:
+            slo_in = SloIn.BODY if server.is_giusto else SloIn.NONE
+        dialect = Dialect(server.model, slo_in, run=f"{random.SystemRandom().getrandbits(48):x}-")
+        times = None
+
+        def client() -> Client:
+            start = clock.now()
+            return Client(http, dialect, lambda: clock.now() - start, settings.timeout)
+
+        if settings.workload == mixed.NAME:
+            times = await _calibration(settings, client(), progress)
+        entries = plan(settings, times)
+        progress.begin("load", len(entries))
+        driver = Driver(client(), on_sent=progress.sent, on_ended=progress.ended)
+        run = await driver.drive(entries)
+    return result(run, _about(settings, server, slo_in, times), settings.goodput), run
+
+
+async def probe(http: httpx.AsyncClient, settings: Settings) -> Server:
+    """Ask the server who it is and what it serves."""
+    try:
+        version = await http.get("/version")
+        models = None if settings.model else await http.get("/v1/models")
+    except httpx.HTTPError as error:
+        raise ConfigError(
+            f"cannot reach a server at {settings.base_url} ({type(error).__name__}: {error}); "
+            "start one with `giusto serve` or give --base-url"
+        ) from error
+    said = _json(version)
+    if models is None:
+        model = settings.model or ""
+    elif models.status_code in (401, 403):
+        raise ConfigError(f"{settings.base_url} wants an API key: give --api-key")
+    else:
+        served = [row.get("id") for row in _json(models).get("data") or []]
+        if not served:
+            raise ConfigError(f"{settings.base_url} lists no model: give --model")
+        model = str(served[0])
+    policy = said.get("scheduling_policy") or said.get("policy")
+    return Server(said.get("server") == "giusto", model, str(policy) if policy else None)
+
+
+def plan(settings: Settings, times: calibration.Times | None) -> list[records.Entry]:
+    """The entries of the run, each with its promise."""
+    if settings.workload == mixed.NAME:
+        assert times is not None
+        load = mixed.Load(
+            rate=1.0 if settings.rate is None else settings.rate,
+            seed=settings.seed,
+            burstiness=settings.burstiness,
+            duration=_duration(settings),
+            count=settings.num_prompts,
+        )
+        return records.promised(mixed.entries(load), mixed.promises(times, settings.slo_scale))
+    return _from_file(settings)
+
+
+def find_workload(name: str) -> str | Path:
+    """A built-in name or an existing file; ConfigError names the nearest built-in one."""
+    if name in NAMES:
+        return name
+    if Path(name).is_file():
+        return Path(name)
+    near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"built in: {', '.join(NAMES)}"
+    raise ConfigError(f"no workload and no file {name!r}; {hint}")
+
+
+def _from_file(settings: Settings) -> list[records.Entry]:
+    """A file keeps its own arrival times unless a rate is given."""
+    entries = records.read(Path(find_workload(settings.workload)))
+    roots = [entry for entry in entries if not entry.waits_for]
+    if settings.rate is not None:
+        rng = random.Random(f"{settings.seed} arrivals")
+        times = arrivals(settings.rate, rng, burstiness=settings.burstiness)
+        roots = [replace(r, arrival=now) for r, now in zip(roots, times, strict=False)]
+    until = math.inf if settings.duration is None else settings.duration
+    kept = islice((root for root in roots if root.arrival <= until), settings.num_prompts)
+    chosen = {root.id: root for root in kept}
+    programs = {root.step.program for root in chosen.values() if root.step is not None}
+    return [
+        chosen.get(entry.id, entry)
+        for entry in entries
+        if entry.id in chosen or (entry.waits_for and entry.step and entry.step.program in programs)
+    ]
+
+
+async def _calibration(settings: Settings, client: Client, progress: Progress) -> calibration.Times:
+    """Load the calibration where there is one, else measure it, and keep it where asked."""
+    path = settings.calibration
+    if path is not None and path.exists():
+        return calibration.load(path)
+    arrivals_by_class = mixed.calibration()
+    progress.begin("calibration", sum(len(units) for units in arrivals_by_class.values()))
+    times = await calibration.calibrate(client, arrivals_by_class, progress.advance)
+    if path is not None:
+        calibration.save(path, times)
+    return times
+
+
+def _duration(settings: Settings) -> float:
+    if settings.duration is not None:
+        return settings.duration
+    return mixed.DURATION if settings.num_prompts is None else math.inf
+
+
+def _about(
+    settings: Settings, server: Server, slo_in: SloIn, times: calibration.Times | None
+) -> dict[str, Any]:
+    """What the run was; the keys that vLLM writes have its names."""
+    rate = settings.rate
+    if rate is None:
+        rate = 1.0 if times else None
+    return {
+        "backend": "giusto" if server.is_giusto else "openai",
+        "policy": settings.policy or server.policy,
+        "model_id": server.model,
+        "workload": settings.workload,
+        "request_rate": "inf" if rate is not None and math.isinf(rate) else rate,
+        "burstiness": settings.burstiness,
+        "num_prompts": settings.num_prompts,
+        "seed": settings.seed,
+        "slo_in": slo_in.value,
+        "slo_scale": settings.slo_scale if times else None,
+        "calibration": calibration.to_json(times) if times else None,
+    }
+
+
+def _json(response: httpx.Response) -> dict[str, Any]:
+    """The object of a successful answer; empty for anything else."""
+    if response.status_code != 200:
+        return {}
+    try:
+        content = response.json()
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
