@@ -5,13 +5,13 @@ Used by property and golden tests, and by benchmarks that tune a policy before i
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from giusto.core.events import Event
 from giusto.core.kv import BlockPool
-from giusto.core.latency import BatchShape, LinearLatency
+from giusto.core.latency import BatchShape, LatencyModel, LinearLatency
 from giusto.core.plan import Caps, Limits, Plan, Policy, StepOutcome, Yield
 from giusto.core.request import FinishReason, Submission
 from giusto.core.scheduler import Scheduler
@@ -21,61 +21,93 @@ from giusto.predict.histogram import Histogram
 
 #: Seconds: 15 ms a step, 0.7 ms a prompt token, 0.6 ms a decoding sequence, 1 us a context token.
 LATENCY = LinearLatency((0.015, 0.0007, 2e-8, 0.0006, 1e-6, 0.0006, 0.001, 0.0, 0.0))
+LIMITS = Limits(max_num_batched_tokens=256, max_num_seqs=32, block_size=16)
 
 
-def policy_named(name: str, **options: object) -> tuple[Policy, Histogram]:
+def policy_named(
+    name: str, latency: LatencyModel = LATENCY, **options: object
+) -> tuple[Policy, Histogram]:
     """A policy with a histogram predictor that the caller must subscribe."""
     lengths = Histogram()
-    return make(name, Dependencies(latency=LATENCY, lengths=lengths), options), lengths
+    return make(name, Dependencies(latency=latency, lengths=lengths), options), lengths
 
 
 def shape_of(plan: Plan, scheduler: Scheduler) -> BatchShape:
-    """The shape of an applied plan; everything that samples a token counts as decoding."""
+    """The shape of a plan just applied; a grant of one token counts as decoding."""
     prefill = prefill_kv = decodes = kv = 0
     for grant in plan.grants:
         request = scheduler.requests[grant.request_id]
-        before = request.num_computed_tokens
+        end = request.num_computed_tokens + request.num_in_flight_tokens
         if grant.num_tokens > 1:
             prefill += grant.num_tokens
-            prefill_kv += grant.num_tokens * before
+            prefill_kv += grant.num_tokens * (end - grant.num_tokens)
         else:
             decodes += 1
-            kv += before + 1
+            kv += end
     return BatchShape(prefill, prefill_kv, decodes, kv)
 
 
 @dataclass
+class Executor:
+    """Runs plans: its private truth is how long each output is, by request id."""
+
+    lengths: Mapping[str, int]
+    drawn: Counter[str] = field(default_factory=Counter)
+
+    def run(self, plan: Plan, scheduler: Scheduler) -> dict[str, Yield]:
+        """What an applied plan yields; token number k of a request is k + 1."""
+        yields = {}
+        for grant in plan.grants:
+            request = scheduler.requests[grant.request_id]
+            end = request.num_computed_tokens + request.num_in_flight_tokens
+            if end < request.num_prompt_tokens + self.drawn[request.id]:
+                yields[request.id] = Yield()
+                continue
+            self.drawn[request.id] += 1
+            count = self.drawn[request.id]
+            is_last = count >= self.lengths.get(request.id, 1)
+            yields[request.id] = Yield((count,), finish=FinishReason.STOP if is_last else None)
+        return yields
+
+
+@dataclass
 class Drive:
-    """One scheduler, its clock and its private truth: output lengths by request id."""
+    """One scheduler, its executor and its clock. `after_step` is called after every commit."""
 
     scheduler: Scheduler
-    lengths: dict[str, int]
+    executor: Executor
+    latency: LatencyModel = field(default_factory=lambda: LATENCY)
+    after_step: Callable[[Drive], None] | None = None
     now: float = 0.0
     events: list[Event] = field(default_factory=list)
     plans: list[Plan] = field(default_factory=list)
     steps: int = 0
-    emitted: dict[str, int] = field(default_factory=dict)
-    _flying: deque[tuple[Plan, BatchShape, dict[str, bool]]] = field(default_factory=deque)
+    _flying: deque[tuple[Plan, BatchShape, dict[str, Yield]]] = field(default_factory=deque)
 
     @classmethod
     def of(
         cls,
         policy: Policy,
-        lengths: dict[str, int],
+        lengths: Mapping[str, int],
         *,
         num_blocks: int = 512,
-        limits: Limits | None = None,
+        limits: Limits = LIMITS,
         lookahead: int = 0,
+        latency: LatencyModel = LATENCY,
         observers: Iterable[Callable[[Event], None]] = (),
+        after_step: Callable[[Drive], None] | None = None,
+        is_checking: bool = True,
     ) -> Drive:
-        limits = limits or Limits(max_num_batched_tokens=256, max_num_seqs=32, block_size=16)
-        pool = BlockPool(num_blocks, limits.block_size)
         scheduler = Scheduler(
-            policy, pool, limits, caps=Caps(lookahead=lookahead), is_checking=True
+            policy,
+            BlockPool(num_blocks, limits.block_size),
+            limits,
+            caps=Caps(lookahead=lookahead),
+            is_checking=is_checking,
         )
         for observe in observers:
             scheduler.subscribe(observe)
-        return cls(scheduler, lengths)
+        return cls(scheduler, Executor(lengths), latency, after_step)
 
     def run(self, asks: Iterable[Submission], *, max_steps: int = 100_000) -> None:
         """Feed submissions at their arrival times and step until all have ended."""
@@ -100,44 +132,24 @@ class Drive:
         plan = self.scheduler.schedule(self.now)
         self.plans.append(plan)
         if plan.grants:
-            self._launch(plan)
+            shape = shape_of(plan, self.scheduler)
+            self._flying.append((plan, shape, self.executor.run(plan, self.scheduler)))
             self.steps += 1
-        if len(self._flying) > self.scheduler.caps.lookahead or not plan.grants:
-            if self._flying:
-                self._land()
-            else:
-                self.events += self.scheduler.take_events()
-                return plan.wake_at
+        if self._flying and (
+            not plan.grants or len(self._flying) > self.scheduler.caps.lookahead
+        ):
+            self.land()
+        elif not plan.grants:
+            self.events += self.scheduler.take_events()
+            return plan.wake_at
         return None
 
-    def _launch(self, plan: Plan) -> None:
-        # A grant samples a token when it reaches the last known token or the one in flight.
-        samples = {
-            grant.request_id: self.scheduler.requests[grant.request_id].num_remaining_tokens == 0
-            or self._reaches_end(grant.request_id)
-            for grant in plan.grants
-        }
-        self._flying.append((plan, shape_of(plan, self.scheduler), samples))
-
-    def _reaches_end(self, request_id: str) -> bool:
-        request = self.scheduler.requests[request_id]
-        in_flight = request.num_computed_tokens + request.num_in_flight_tokens
-        return in_flight >= request.num_tokens + request.num_in_flight_outputs - 1 and (
-            request.num_in_flight_outputs > 0
-        )
-
-    def _land(self) -> None:
-        plan, shape, samples = self._flying.popleft()
+    def land(self) -> None:
+        """Commit the oldest step in flight when the time it takes has passed."""
+        plan, shape, yields = self._flying.popleft()
         started = self.now
-        self.now += LATENCY.step_time(shape)
-        yields = {}
-        for grant in plan.grants:
-            if not samples[grant.request_id]:
-                yields[grant.request_id] = Yield()
-                continue
-            count = self.emitted[grant.request_id] = self.emitted.get(grant.request_id, 0) + 1
-            is_last = count >= self.lengths.get(grant.request_id, 1)
-            finish = FinishReason.STOP if is_last else None
-            yields[grant.request_id] = Yield(tokens=(count,), finish=finish)
+        self.now += self.latency.step_time(shape)
         outcome = StepOutcome(plan.step, started, self.now, shape, yields)
         self.events += self.scheduler.commit(plan.step, outcome, self.now)
+        if self.after_step is not None:
+            self.after_step(self)
