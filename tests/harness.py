@@ -135,9 +135,7 @@ class Drive:
             shape = shape_of(plan, self.scheduler)
             self._flying.append((plan, shape, self.executor.run(plan, self.scheduler)))
             self.steps += 1
-        if self._flying and (
-            not plan.grants or len(self._flying) > self.scheduler.caps.lookahead
-        ):
+        if self._flying and (not plan.grants or len(self._flying) > self.scheduler.caps.lookahead):
             self.land()
         elif not plan.grants:
             self.events += self.scheduler.take_events()
