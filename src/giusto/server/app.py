@@ -95,15 +95,7 @@ def serve(backend: Backend, settings: ServerSettings, metrics: Metrics | None = 
 
 
 async def _serve(backend: Backend, settings: ServerSettings, metrics: Metrics | None) -> None:
-    app = create_app(backend, settings, metrics)
-
-    async def drain() -> None:
-        app.state.routes.is_draining = True
-        await backend.drain(settings.drain_timeout_s)
-        # Whatever is still open ends now, with an error that says so.
-        await backend.stop()
-
-    server = DrainingServer(_uvicorn_config(app, settings), drain)
+    server = make_server(create_app(backend, settings, metrics), settings)
     await backend.start()
     try:
         await server.serve()
@@ -111,8 +103,17 @@ async def _serve(backend: Backend, settings: ServerSettings, metrics: Metrics | 
         await backend.stop()
 
 
-def _uvicorn_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
-    return uvicorn.Config(
+def make_server(app: FastAPI, settings: ServerSettings) -> DrainingServer:
+    """Make the HTTP server of an application from `create_app`."""
+    routes: Routes = app.state.routes
+
+    async def drain() -> None:
+        routes.is_draining = True
+        await routes.backend.drain(settings.drain_timeout_s)
+        # Whatever is still open ends now, with an error that says so.
+        await routes.backend.stop()
+
+    config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -125,6 +126,7 @@ def _uvicorn_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
         log_level=settings.log_level,
         timeout_graceful_shutdown=FLUSH_S,
     )
+    return DrainingServer(config, drain)
 
 
 class DrainingServer(uvicorn.Server):

@@ -1,0 +1,86 @@
+"""Ways to reach an application in tests: in process, and over real HTTP on a free port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from giusto.config import ServerSettings
+from giusto.server.app import make_server
+
+
+class InProcess:
+    """A client that calls the application directly; answers arrive whole."""
+
+    def __init__(self, app: FastAPI, **headers: str) -> None:
+        self.app = app
+        self.headers = headers
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.request("GET", path, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        return self.request("POST", path, **options)
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        async def send() -> httpx.Response:
+            transport = httpx.ASGITransport(app=self.app)
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://test", headers=self.headers
+            ) as client:
+                return await client.request(method, path, **options)
+
+        return asyncio.run(send())
+
+
+class Live:
+    """A server in a thread. `drain` does what SIGTERM does."""
+
+    def __init__(self, app: FastAPI, settings: ServerSettings) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.server = make_server(app, settings)
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._started = threading.Event()
+
+    def _run(self) -> None:
+        async def run() -> None:
+            self._loop = asyncio.get_running_loop()
+            self._started.set()
+            await self.server.serve([self._socket])
+
+        asyncio.run(run())
+
+    def start(self) -> None:
+        self.thread.start()
+        assert self._started.wait(5)
+
+    def drain(self) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self.server.start_drain, "test")
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.server.force_exit = True
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+
+
+@contextlib.contextmanager
+def live(app: FastAPI, settings: ServerSettings | None = None) -> Iterator[Live]:
+    """Serve an application on a free port of loopback."""
+    server = Live(app, settings or ServerSettings())
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
