@@ -44,8 +44,11 @@ class Driver:
             shared += 1
         return Sequence(list(tokens), shared * size, source.blocks[:shared])
 
-    def step(self, work: list[tuple[Sequence, int]]) -> Tensor:
-        """Compute the next `count` tokens of each sequence; logits [tokens of all, vocab]."""
+    def step(self, work: list[tuple[Sequence, int]], wanted: list[int] | None = None) -> Tensor:
+        """Compute the next `count` tokens of each sequence; logits [tokens of all, vocab].
+
+        `wanted` picks rows of the tokens of all; None is every row.
+        """
         size = self.kv.block_size
         ids, positions, slots, queries, contexts = [], [], [], [], []
         for sequence, count in work:
@@ -70,7 +73,9 @@ class Driver:
             block_tables=torch.tensor(
                 [s.blocks + [0] * (widest - len(s.blocks)) for s, _ in work], device=device
             ),
-            logits_indices=torch.arange(len(ids), device=device),
+            logits_indices=torch.tensor(
+                range(len(ids)) if wanted is None else wanted, dtype=torch.int64, device=device
+            ),
         )
         return self.decoder.forward(batch, self.kv)
 

@@ -156,6 +156,32 @@ def test_all_logits_of_a_chunk(family: Family) -> None:
     torch.testing.assert_close(logits, reference.logits, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_only_wanted_logits(tmp_path, dtype: str) -> None:
+    """Logits come for the rows asked for, in that order; for none of them too."""
+    decoder = load_model(make_tiny(tmp_path, "qwen2"), dtype).decoder
+    tokens = list(range(3, 40))
+    every = Driver(decoder).step([(Sequence(tokens), 37)])
+    some = Driver(decoder).step([(Sequence(tokens), 37)], wanted=[36, 5])
+    assert torch.float32 == some.dtype
+    torch.testing.assert_close(every[[36, 5]], some, atol=2e-2, rtol=0)
+    assert Driver(decoder).step([(Sequence(tokens), 37)], wanted=[]).shape == (0, VOCAB_SIZE)
+
+
+def test_bf16_in_a_batch(tmp_path) -> None:
+    """In bf16 a sequence has nearly the logits alone that it has in a batch."""
+    decoder = load_model(make_tiny(tmp_path, "llama3"), "bfloat16").decoder
+    alone, together = Driver(decoder), Driver(decoder)
+    lengths = (5, 17, 40)
+    batch = [Sequence(list(range(3, 3 + length + 8))) for length in lengths]
+    together.step([(s, n) for s, n in zip(batch, lengths, strict=True)])
+    for turn in range(8):
+        rows = together.step([(s, 1) for s in batch])
+        sequence = Sequence(batch[1].tokens)
+        expected = alone.step([(sequence, lengths[1] + turn + 1)])[-1]
+        assert (rows[1] - expected).abs().max() < 0.1
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda(family: Family, tmp_path_factory) -> None:

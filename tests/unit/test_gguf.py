@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tokenizers import Tokenizer as RustTokenizer
 
@@ -17,6 +21,7 @@ from giusto.core.errors import ModelError
 from giusto.engine import gguf as unpacking
 from giusto.engine.config import read_config, read_json
 from giusto.engine.gguf import unpack, unpermute
+from giusto.engine.gguf_tokenizer import tokenizer_files
 from giusto.engine.rope import llama3_divisors, rotation_angles
 from giusto.engine.tokenizer import Tokenizer
 from giusto.engine.weights import load_model
@@ -241,7 +246,8 @@ def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("tokenizer.ggml.model", "llama", "tokenizer of kind 'llama'"),
+        ("tokenizer.ggml.model", "bert", "tokenizer of kind 'bert'"),
+        ("tokenizer.ggml.model", "llama", "no complete tokenizer"),
         ("tokenizer.ggml.pre", "odd", "pre-tokenizer 'odd'"),
         ("tokenizer.ggml.merges", None, "no complete tokenizer"),
     ],
@@ -254,7 +260,7 @@ def test_tokenizers_that_are_not_known(key: str, value: object, message: str) ->
         "tokenizer.ggml.merges": [],
     }
     with pytest.raises(ModelError, match=message):
-        unpacking.tokenizer_files(fields | {key: value}, 512, "x.gguf")
+        tokenizer_files(fields | {key: value}, 512, "x.gguf")
 
 
 @pytest.mark.parametrize(
@@ -276,8 +282,45 @@ def test_pre_tokenizers(pre: str, text: str, pieces: list[str]) -> None:
         "tokenizer.ggml.merges": [],
         "tokenizer.ggml.bos_token_id": 0,
     }
-    built = unpacking.tokenizer_files(fields, 512, "x.gguf")["tokenizer.json"]
-    rust = RustTokenizer.from_str(unpacking.json.dumps(built))
+    built = tokenizer_files(fields, 512, "x.gguf")["tokenizer.json"]
+    rust = RustTokenizer.from_str(json.dumps(built))
     assert pieces == [piece for piece, _ in rust.pre_tokenizer.pre_tokenize_str(text)]
     starts = rust.encode(text).tokens[0] == "<s>"
     assert starts == (pre == "llama-bpe")
+
+
+def join_best_scored(text: str, scores: dict[str, float]) -> list[str]:
+    """SentencePiece's own way: join the neighbours of the best scored result until none is left."""
+    pieces = list("▁" + text.replace(" ", "▁"))
+    while True:
+        joined = [
+            (scores[left + right], -place)
+            for place, (left, right) in enumerate(pairwise(pieces))
+            if left + right in scores
+        ]
+        if not joined:
+            known = [[p] if p in scores else [f"<0x{b:02X}>" for b in p.encode()] for p in pieces]
+            return list(chain.from_iterable(known))
+        place = -max(joined)[1]
+        pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text("abt hé\n", min_size=1, max_size=30))
+def test_sentence_piece_merges(text: str) -> None:
+    """Merges derived from scores tokenise as SentencePiece's scores do, and decode to the text."""
+    words = ["▁t", "he", "▁the", "ab", "ba", "▁a", "aa", "tt", "▁▁", "abab", "éa", "▁ab", "the"]
+    scores = {piece: -float(rank) for rank, piece in enumerate([*words, *"▁abthé"])}
+    markup = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    fields = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [*markup, *scores],
+        "tokenizer.ggml.scores": [0.0] * len(markup) + list(scores.values()),
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * len(scores),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.unknown_token_id": 0,
+    }
+    rust = RustTokenizer.from_str(json.dumps(tokenizer_files(fields, 512, "x")["tokenizer.json"]))
+    encoding = rust.encode(text)
+    assert ["<s>", *join_best_scored(text, scores)] == encoding.tokens
+    assert text == rust.decode(encoding.ids)

@@ -36,7 +36,8 @@ class _Layer:
 def has_native_bf16() -> bool:
     """Whether this CPU multiplies bf16 matrices in hardware (AVX512-BF16 or AMX)."""
     # The public torch.cpu.get_capabilities is younger than the oldest torch we support.
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return native and torch.backends.mkldnn.is_available()
 
 
 class Decoder:
