@@ -14,7 +14,7 @@ from giusto.core.request import FinishReason, Reason, RequestView
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A request was accepted into the queue; its `slo` and `origin` are resolved by now."""
+    """A request came, its `slo` and `origin` resolved; it waits, unless a `Rejected` follows."""
 
     request: RequestView
     now: float

@@ -9,8 +9,9 @@ it any order whatsoever finishes all requests, even one that is redrawn at rando
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import chain
 
 from giusto.core.plan import Grant, Plan, Preempt, Refusal, View, Want
 from giusto.core.request import RequestView
@@ -55,19 +56,22 @@ def pack(
     A resident that is not wanted keeps its blocks but is the first to lose them. The first waiting
     request that does not fit ends admission, so that small ones cannot starve a large one; so does
     a preemption. Reads no further in `wants` than it must. `wake_at` stands only when nothing is
-    granted; without it the pin is served rather than nothing.
+    granted; without it someone is served rather than nobody, the pin first.
 
     Raises KeyError for a want whose request the view does not know.
     """
     refused = tuple(reject)
-    pin = view.pin
-    if pin is not None and pin.is_overdue:
+    if (pin := view.pin) is not None and pin.is_overdue:
         wants = _pin_first(wants, view, pin.request_id)
+        if budget.max_prefill_tokens is not None:
+            least = max(budget.max_prefill_tokens, view.limits.block_size)
+            budget = replace(budget, max_prefill_tokens=least)
     packing = _Packing(view, budget, preempt_for, refused)
     packing.serve(iter(wants))
-    if not packing.grants and pin is not None and wake_at is None:
-        packing = _Packing(view, budget, preempt_for, refused)
-        packing.serve(_pin_first((), view, pin.request_id))
+    if not packing.grants and wake_at is None and not _is_in_flight(view):
+        everyone = (Want(request.id) for request in chain(view.running, view.waiting))
+        packing = _Packing(view, Budget(view.limits.block_size), preempt_for, refused)
+        packing.serve(everyone)
     return Plan(
         step=view.step,
         grants=tuple(packing.grants),
@@ -86,9 +90,17 @@ def _pin_first(wants: Iterable[Want], view: View, pin: str) -> Iterator[Want]:
     return iter([front, *(want for want in rest if want.request_id != pin)])
 
 
+def _is_in_flight(view: View) -> bool:
+    return any(request.num_in_flight_tokens for request in view.running)
+
+
 @dataclass(slots=True)
 class _Packing:
-    """The running account of one step."""
+    """The running account of one step.
+
+    A hit that one resident alone holds is free only as long as that resident stays. `num_lent`
+    counts such hits; when anyone is evicted they are paid for, and so are later ones at once.
+    """
 
     view: View
     budget: Budget
@@ -100,10 +112,15 @@ class _Packing:
     order: Iterator[Want] = field(default_factory=lambda: iter(()))
     is_admitting: bool = True
     visited: set[str] = field(default_factory=set)
+    num_unvisited: int = 0
     free_tokens: int = 0
     free_prefill: int = 0
     free_blocks: int = 0
     free_slots: int = 0
+    num_lent: int = 0
+    has_reclaimed: bool = False
+    candidates: list[str] | None = None
+    hopeless: int | None = None
 
     def __post_init__(self) -> None:
         budget, view = self.budget, self.view
@@ -113,19 +130,25 @@ class _Packing:
         self.free_prefill = room if prefill is None else prefill
         self.free_blocks = view.free_blocks
         self.free_slots = view.free_slots
-        self.visited = {refusal.request_id for refusal in self.refused}
-        for request_id in self.visited:
-            if view.request(request_id).resident_since is not None:
-                self._reclaim(request_id)
+        self.num_unvisited = len(view.running)
+        for refusal in self.refused:
+            if view.request(refusal.request_id).resident_since is not None:
+                self._reclaim(refusal.request_id)
+            else:
+                self.visited.add(refusal.request_id)
 
     def serve(self, order: Iterator[Want]) -> None:
         self.order = order
-        while self.free_tokens > 0 and (want := next(self.order, None)) is not None:
+        while self.free_tokens > 0 and (self.is_admitting or self.num_unvisited):
+            want = next(self.order, None)
+            if want is None:
+                break
             if want.request_id in self.visited:
                 continue
             self.visited.add(want.request_id)
             request = self.view.request(want.request_id)
             if request.resident_since is not None:
+                self.num_unvisited -= 1
                 self._serve_resident(want, request)
             elif self.is_admitting:
                 self.is_admitting = self._admit(want, request)
@@ -134,29 +157,37 @@ class _Packing:
         num_tokens = self._num_tokens(want, request.num_remaining_tokens)
         if num_tokens < 1:
             return
-        blocks = self._num_blocks(want, num_tokens)
+        nodes = self._num_nodes(want)
+        blocks = self.view.cost(want.request_id, num_tokens + nodes).total
         if blocks > self.free_blocks and self.preempt_for is not PreemptFor.NOBODY:
             self._preempt(blocks, slots=0)
         if blocks <= self.free_blocks:
-            self._grant(want, num_tokens, blocks)
+            self._grant(want, num_tokens, request.num_remaining_tokens)
+            self.free_blocks -= blocks
 
     def _admit(self, want: Want, request: RequestView) -> bool:
         """Try to make a waiting request resident; False ends admission for this step."""
-        if self.preempted and self.preempt_for is not PreemptFor.ANYBODY:
+        may_preempt = self.preempt_for is PreemptFor.ANYBODY
+        if (self.preempted or self.free_slots < 1) and not may_preempt:
             return False
         if request.num_remaining_tokens < 1:
             return True
         cached = self.view.cost(want.request_id, 1).cached_tokens
-        num_tokens = self._num_tokens(want, request.num_remaining_tokens - cached)
+        remaining = request.num_remaining_tokens - cached
+        num_tokens = self._num_tokens(want, remaining)
         if num_tokens < 1:
             return False
-        blocks = self._num_blocks(want, num_tokens)
-        if self.preempt_for is PreemptFor.ANYBODY:
-            self._preempt(blocks, slots=1)
+        cost = self.view.cost(want.request_id, num_tokens + self._num_nodes(want))
+        if may_preempt and (cost.total > self.free_blocks or self.free_slots < 1):
+            self._preempt(cost.total + cost.sole, slots=1)
+        blocks = cost.total + (cost.sole if self.has_reclaimed else 0)
         if blocks > self.free_blocks or self.free_slots < 1:
             return False
+        if not self.has_reclaimed:
+            self.num_lent += cost.sole
         self.free_slots -= 1
-        self._grant(want, num_tokens, blocks)
+        self.free_blocks -= blocks
+        self._grant(want, num_tokens, remaining)
         return True
 
     def _num_tokens(self, want: Want, remaining: int) -> int:
@@ -169,26 +200,24 @@ class _Packing:
         is_whole = granted == remaining or self.budget.chunk or not self.grants
         return granted if is_whole else 0
 
-    def _num_blocks(self, want: Want, num_tokens: int) -> int:
-        return self.view.cost(want.request_id, num_tokens + self._num_nodes(want)).total
-
     def _num_nodes(self, want: Want) -> int:
         if want.spec is None:
             return 0
         return min(want.spec.max_nodes, self.budget.node_budget - self.num_nodes)
 
-    def _grant(self, want: Want, num_tokens: int, blocks: int) -> None:
+    def _grant(self, want: Want, num_tokens: int, remaining: int) -> None:
         self.num_nodes += self._num_nodes(want)
         self.free_tokens -= num_tokens
-        if num_tokens > 1:
+        if remaining > 1:
             self.free_prefill -= num_tokens
-        self.free_blocks -= blocks
         self.grants.append(Grant(want.request_id, num_tokens, want.spec))
 
     def _preempt(self, blocks: int, slots: int) -> None:
         """Evict the least wanted residents until `blocks` and `slots` are free; all or nothing."""
+        if self.hopeless is not None and blocks >= self.hopeless:
+            return
         victims: list[str] = []
-        free_blocks, free_slots = self.free_blocks, self.free_slots
+        free_blocks, free_slots = self.free_blocks - self.num_lent, self.free_slots
         for victim in self._victims():
             if free_blocks >= blocks and free_slots >= slots:
                 break
@@ -196,25 +225,34 @@ class _Packing:
             free_blocks += self.view.freeable(victim)
             free_slots += 1
         if free_blocks < blocks or free_slots < slots:
+            if free_blocks < blocks:
+                self.hopeless = blocks
             return
         for victim in victims:
-            self.visited.add(victim)
             self.preempted.append(victim)
             self._reclaim(victim)
 
     def _victims(self) -> Iterator[str]:
         """Residents that may be evicted: unwanted ones youngest first, then the order's tail."""
-        rest = list(self.order)
-        self.order = iter(rest)
-        wanted = {want.request_id for want in rest}
-        unwanted = [r.id for r in self.view.running if r.id not in wanted]
-        pin = self.view.pin.request_id if self.view.pin else None
-        for request_id in (*reversed(unwanted), *(want.request_id for want in reversed(rest))):
-            is_spared = request_id in self.visited or request_id == pin
-            if not is_spared and self.view.freeable(request_id) > 0:
+        if self.candidates is None:
+            rest = list(self.order)
+            self.order = iter(rest)
+            pin = self.view.pin.request_id if self.view.pin else None
+            evictable = {r.id for r in self.view.running if r.id != pin}
+            wanted = {want.request_id for want in rest}
+            unwanted = (r.id for r in reversed(self.view.running) if r.id not in wanted)
+            tail = (want.request_id for want in reversed(rest))
+            self.candidates = [i for i in dict.fromkeys(chain(unwanted, tail)) if i in evictable]
+        for request_id in self.candidates:
+            if request_id not in self.visited and self.view.freeable(request_id) > 0:
                 yield request_id
 
     def _reclaim(self, request_id: str) -> None:
+        """Take a resident's blocks back, and pay for the hits that were lent until now."""
+        self.visited.add(request_id)
+        self.num_unvisited -= 1
         freed = self.view.freeable(request_id)
-        self.free_blocks += freed
+        self.free_blocks += freed - self.num_lent
         self.free_slots += freed > 0
+        self.num_lent = 0
+        self.has_reclaimed = True

@@ -46,11 +46,13 @@ class BlockCost:
     """Blocks a grant takes from the free ones.
 
     `revived` are blocks of its cached prefix that nobody holds now: a hit, but no longer free.
-    `cached_tokens` is how many tokens those and shared blocks save.
+    `sole` are those that one request alone holds: shared at no cost, but preempting that request
+    would not free them. `cached_tokens` is how many tokens all its hits save.
     """
 
     fresh: int
     revived: int = 0
+    sole: int = 0
     cached_tokens: int = 0
 
     @property
@@ -323,18 +325,21 @@ def _check_grant(
 
 
 def _check_room(plan: Plan, view: View, waiting: dict[str, RequestView]) -> None:
-    free = view.free_blocks + sum(view.freeable(p.request_id) for p in plan.preempt)
+    leaving = [p.request_id for p in plan.preempt]
+    leaving += [r.request_id for r in plan.reject if r.request_id not in waiting]
+    free = view.free_blocks + sum(view.freeable(request_id) for request_id in leaving)
     nodes = plan.node_budget
     needed = 0
     admitted = 0
     for grant in plan.grants:
         extra = min(grant.spec.max_nodes, nodes) if grant.spec else 0
         nodes -= extra
-        needed += view.cost(grant.request_id, grant.num_tokens + extra).total
+        cost = view.cost(grant.request_id, grant.num_tokens + extra)
+        needed += cost.total + (cost.sole if leaving else 0)
         admitted += grant.request_id in waiting
     if needed > free:
         raise PlanError(f"grants need {needed} blocks, {free} are free")
-    if admitted > view.free_slots + len(plan.preempt):
+    if admitted > view.free_slots + len(leaving):
         raise PlanError(f"{admitted} admissions exceed {view.free_slots} free slots")
 
 

@@ -8,7 +8,7 @@ uncommitted. It has no clock: `now` is an argument, and must not go back.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from giusto.core import events as ev
 from giusto.core.errors import PlanError
@@ -60,6 +60,7 @@ class Scheduler:
         self._next_step = 0
         self._next_serial = 0
         self._pin = PinWatch()
+        self._token_time = 0.0
 
     # Asking
 
@@ -67,6 +68,11 @@ class Scheduler:
     def requests(self) -> Mapping[str, Request]:
         """All requests that have not ended, by id."""
         return self._requests
+
+    @property
+    def waiting(self) -> Sequence[Request]:
+        """Queued requests, the earliest arrival first."""
+        return self._waiting.requests
 
     @property
     def num_running(self) -> int:
@@ -122,8 +128,8 @@ class Scheduler:
     def add(self, ask: Submission, now: float) -> None:
         """Queue a submission, all its samples or none.
 
-        Ends in an `Arrived` event per sample, or one `Rejected`. Raises ValueError for an id that
-        is in use.
+        Publishes an `Arrived` per sample, followed by a `Rejected` per sample when it is refused.
+        Raises ValueError for an id that is in use.
         """
         if ask.id in self._groups:
             raise ValueError(f"request id {ask.id} is in use")
@@ -131,8 +137,13 @@ class Scheduler:
         leader = requests[0]
         if opened := self.programs.enter(leader, now):
             self._publish(ev.ProgramOpened(opened.id, now, opened.deadline))
+        for request in requests:
+            request.slo, request.origin = leader.slo, leader.origin
+            self._publish(ev.Arrived(request, now))
         if reason := self._refusal(requests):
-            self._publish(ev.Rejected(ask.id, now, reason))
+            retry_after = max(1.0, self.num_queued_tokens * self._token_time)
+            for request in requests:
+                self._publish(ev.Rejected(request.id, now, reason, retry_after))
             self._leave_program(leader, now, FinishReason.ERROR)
             return
         self._groups[ask.id] = requests
@@ -141,12 +152,10 @@ class Scheduler:
                 leader.token_ids, self.pool.block_size, salt=leader.cache_salt
             )
         for request in requests:
-            request.slo, request.origin = leader.slo, leader.origin
             request.block_keys = list(leader.block_keys)
             request.serial = self._next_serial
             self._next_serial += 1
             self._requests[request.id] = request
-            self._publish(ev.Arrived(request, now))
         self._waiting.push(leader)
         if ask.n > 1:
             self._siblings[ask.id] = requests[1:]
@@ -202,6 +211,8 @@ class Scheduler:
         if not self._in_flight or self._in_flight[0].step != step or outcome.step != step:
             raise PlanError(f"step {step} is not the oldest in flight")
         plan = self._in_flight.popleft()
+        took = (outcome.ended - outcome.started) / plan.num_tokens
+        self._token_time += 0.05 * (took - self._token_time)
         # Told before any ending, so that subscribers know a request's last tokens when it ends.
         self._publish(ev.Stepped(outcome, now))
         for grant in plan.grants:

@@ -220,11 +220,12 @@ def is_attained(slo: SLO, delivery: Delivery, origin: float | None = None) -> bo
     start = delivery.arrival if origin is None else origin
     match slo:
         case Streaming(ttft):
-            if ttft is not None and delivery.ttft > ttft:
+            if ttft is not None and delivery.ttft > _allowed(ttft, delivery.arrival):
                 return False
             return late_tokens(slo, delivery) <= len(delivery.token_times) // LATE_TOKENS_PER
         case Deadline(deadline) | Program(deadline):
-            return delivery.arrival + delivery.e2e <= start + deadline
+            last = delivery.token_times[-1] if delivery.token_times else delivery.end
+            return last <= start + deadline
         case BestEffort():
             return True
 
@@ -235,8 +236,8 @@ def is_strictly_attained(slo: SLO, delivery: Delivery, origin: float | None = No
         return is_attained(slo, delivery, origin)
     return (
         delivery.end is not None
-        and (slo.ttft is None or delivery.ttft <= slo.ttft)
-        and (slo.tpot is None or delivery.tpot <= slo.tpot)
+        and (slo.ttft is None or delivery.ttft <= _allowed(slo.ttft, delivery.arrival))
+        and (slo.tpot is None or _keeps_pace(slo.tpot, delivery.token_times))
     )
 
 
@@ -244,7 +245,7 @@ def is_adaserve_attained(slo: SLO, delivery: Delivery, origin: float | None = No
     """As AdaServe counts: mean TPOT <= P and nothing else, where a P was promised."""
     if not isinstance(slo, Streaming) or slo.tpot is None:
         return is_attained(slo, delivery, origin)
-    return delivery.end is not None and delivery.tpot <= slo.tpot
+    return delivery.end is not None and _keeps_pace(slo.tpot, delivery.token_times)
 
 
 def lateness_factor(allowed: float, took: float, alpha: float) -> float:
@@ -267,7 +268,8 @@ def service_gain(slo: SLO, delivery: Delivery, value: Value = SOFT, weight: floa
             return weight * _stream_gain(slo, delivery, value)
         case Deadline(deadline):
             size = _size(delivery.prompt_tokens, len(delivery.token_times), value)
-            return weight * size * lateness_factor(deadline, delivery.e2e, value.alpha)
+            allowed = _allowed(deadline, delivery.arrival)
+            return weight * size * lateness_factor(allowed, delivery.e2e, value.alpha)
         case Program() | BestEffort():
             return 0.0
 
@@ -295,7 +297,7 @@ def program_gain(
     """
     took = math.inf if ended is None else ended - opened
     size = sum(_size(prompt, output, value) for prompt, output in calls)
-    return weight * size * lateness_factor(slo.deadline, took, value.alpha)
+    return weight * size * lateness_factor(_allowed(slo.deadline, opened), took, value.alpha)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +325,19 @@ def _raise(target: float | None, floor: float | None) -> float | None:
     return target if target is None or floor is None else max(target, floor)
 
 
+def _allowed(target: float, start: float) -> float:
+    """Seconds from `start` to the instant `start + target`, as rounding leaves it.
+
+    Due times are instants and a policy may aim at them: what comes exactly then is in time.
+    """
+    return (start + target) - start
+
+
+def _keeps_pace(tpot: float, times: Sequence[float]) -> bool:
+    """Whether the mean gap is within `tpot`, compared as instants for the same reason."""
+    return not times or times[-1] <= times[0] + (len(times) - 1) * tpot
+
+
 def _size(prompt_tokens: int, output_tokens: float, value: Value) -> float:
     return value.w_prompt * prompt_tokens + value.w_decode * output_tokens
 
@@ -331,7 +346,7 @@ def _stream_gain(slo: Streaming, delivery: Delivery, value: Value) -> float:
     times = delivery.token_times
     if not times:
         return 0.0
-    allowed = math.inf if slo.ttft is None else slo.ttft
+    allowed = math.inf if slo.ttft is None else _allowed(slo.ttft, delivery.arrival)
     gain = value.w_prompt * delivery.prompt_tokens
     gain *= lateness_factor(allowed, delivery.ttft, value.alpha)
     for k, at in enumerate(times):

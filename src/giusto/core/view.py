@@ -79,4 +79,4 @@ class SchedulerView:
         hits = self._hits.blocks(request)
         cached = len(hits) * size
         fresh = -(-(cached + num_tokens) // size) - len(hits)
-        return BlockCost(fresh, self._pool.num_unheld(hits), cached)
+        return BlockCost(fresh, self._pool.num_unheld(hits), self._pool.num_sole(hits), cached)

@@ -1,0 +1,144 @@
+"""The wiring: settings in, objects with their dependencies and subscribers out. The only such file.
+
+Called by `cli` and by the engine's own process (`worker`). Imports torch only when asked for an
+engine.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sys
+from dataclasses import asdict, replace
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from giusto.core.clock import Clock, WallClock
+from giusto.core.errors import GiustoError
+from giusto.core.kv import BlockPool
+from giusto.core.latency import NUM_TERMS, LatencyModel, LinearLatency
+from giusto.core.plan import Limits, Policy
+from giusto.core.programs import ProgramTable
+from giusto.core.queue import QueueLimits
+from giusto.core.scheduler import Scheduler
+from giusto.engine.settings import EngineSettings
+from giusto.policies import make
+from giusto.policies.base import Dependencies
+from giusto.predict.histogram import Histogram
+
+if TYPE_CHECKING:
+    from giusto.engine.backend import EmbeddedBackend
+    from giusto.engine.engine import Engine
+
+log = logging.getLogger(__name__)
+
+
+def scheduler(settings: EngineSettings, latency: LatencyModel, num_blocks: int) -> Scheduler:
+    """A scheduler with its policy, predictor and subscribers."""
+    lengths = Histogram()
+    policy = _policy(settings, latency, lengths)
+    pool = BlockPool(num_blocks, settings.block_size, prefix_caching=settings.prefix_caching)
+    limits = Limits(settings.max_num_batched_tokens, settings.max_num_seqs, settings.block_size)
+    queue = QueueLimits(settings.max_num_queued_reqs, settings.max_num_queued_tokens)
+    made = Scheduler(policy, pool, limits, queue_limits=queue, is_checking=settings.check)
+    made.programs = ProgramTable(idle_timeout=settings.program_idle_timeout)
+    made.subscribe(lengths.observe)
+    return made
+
+
+def _policy(settings: EngineSettings, latency: LatencyModel, lengths: Histogram) -> Policy:
+    deps = Dependencies(latency=latency, lengths=lengths)
+    return make(settings.scheduling_policy, deps, settings.policy_options)
+
+
+def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, Any]]:
+    """Load the model, measure it and put an engine around it; also what to tell the server.
+
+    Raises ModelError or ConfigError.
+    """
+    import torch
+
+    from giusto.engine.engine import Engine
+    from giusto.engine.memory import plan_capacity
+    from giusto.engine.profile import fit, measure
+    from giusto.engine.runner import ModelRunner
+    from giusto.engine.sampler import Sampler
+    from giusto.engine.tensors import KVCache
+    from giusto.engine.tokenizer import Tokenizer
+    from giusto.engine.weights import load_model
+
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    model = load_model(settings.model, settings.dtype, str(device))
+    tokenizer = Tokenizer(model.folder)
+    capacity = plan_capacity(
+        model.config,
+        model.decoder.dtype,
+        device,
+        settings.block_size,
+        kv_cache_memory=settings.kv_cache_memory,
+        max_model_len=settings.max_model_len,
+    )
+    kv = KVCache(
+        model.config, capacity.num_blocks, settings.block_size, model.decoder.dtype, device
+    )
+    latency = fit(measure(model.decoder, kv, clock))
+    runner = ModelRunner(
+        model.decoder, kv, Sampler(model.config.vocab_size, model.eos_token_ids), tokenizer
+    )
+    made = Engine(
+        scheduler(settings, latency, capacity.num_blocks),
+        runner,
+        clock,
+        latency,
+        Random(settings.seed),
+    )
+    ready = {
+        "name": model.folder.name,
+        "folder": str(model.folder),
+        "vocab_size": model.config.vocab_size,
+        "max_model_len": capacity.max_model_len,
+        "num_blocks": capacity.num_blocks,
+        "kv_cache_bytes": capacity.num_bytes,
+        "dtype": str(model.decoder.dtype).removeprefix("torch."),
+        "device": str(device),
+        "defaults": {k: v for k, v in model.generation.items() if isinstance(v, int | float)},
+    }
+    return made, ready
+
+
+def run_loop(settings: EngineSettings, connection: socket.socket) -> None:
+    """Build an engine and drive it from a socket; a failure to start is told over it."""
+    from giusto.engine.loop import Loop
+    from giusto.engine.wire import pack_frame
+
+    with connection:
+        try:
+            made, ready = engine(settings, WallClock(settings.clock_offset))
+        except GiustoError as error:
+            connection.sendall(pack_frame({"failed": str(error)}))
+            return
+        Loop(made, connection).run(ready)
+
+
+def backend(
+    settings: EngineSettings, clock: WallClock, *, name: str | None = None, isolate: bool = True
+) -> EmbeddedBackend:
+    """An embedded engine for a server, in a process of its own unless `isolate` is off.
+
+    Raises ConfigError for an unknown policy or option at once, before a model is loaded.
+    """
+    _policy(settings, LinearLatency((0.0,) * NUM_TERMS), Histogram())
+    from giusto.engine.backend import EmbeddedBackend
+    from giusto.engine.launch import ProcessLauncher, ThreadLauncher
+
+    settings = replace(settings, clock_offset=clock.offset)
+    if isolate:
+        command = [sys.executable, "-m", "giusto.worker", json.dumps(asdict(settings))]
+        return EmbeddedBackend(ProcessLauncher(command), clock, name=name)
+    return EmbeddedBackend(
+        ThreadLauncher(lambda connection: run_loop(settings, connection)), clock, name=name
+    )

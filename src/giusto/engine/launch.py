@@ -1,0 +1,59 @@
+"""Two ways to start an engine loop on its end of a socket pair: a process or a thread.
+
+Serving uses a process: the interpreter lock is then the engine's alone (`docs/design`, note 6, has
+the measurement). The thread serves tests and notebooks.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class ProcessLauncher:
+    """Runs `command` with the socket's file descriptor as a last argument."""
+
+    command: Sequence[str]
+
+    def __call__(self, connection: socket.socket) -> EngineProcess:
+        fd = connection.fileno()
+        # Its own session: Ctrl-C and SIGTERM go to the server, which drains and closes the socket.
+        process = subprocess.Popen([*self.command, str(fd)], pass_fds=[fd], start_new_session=True)
+        connection.close()
+        return EngineProcess(process)
+
+
+@dataclass(slots=True)
+class EngineProcess:
+    process: subprocess.Popen[bytes]
+
+    def stop(self, timeout: float) -> None:
+        try:
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@dataclass(slots=True)
+class ThreadLauncher:
+    """Runs `target` with the socket in a thread of this process."""
+
+    target: Callable[[socket.socket], None]
+
+    def __call__(self, connection: socket.socket) -> EngineThread:
+        thread = threading.Thread(target=self.target, args=(connection,), name="giusto-engine")
+        thread.start()
+        return EngineThread(thread)
+
+
+@dataclass(slots=True)
+class EngineThread:
+    thread: threading.Thread
+
+    def stop(self, timeout: float) -> None:
+        self.thread.join(timeout)

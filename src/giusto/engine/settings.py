@@ -1,0 +1,36 @@
+"""What the embedded engine can be told, as plain data that crosses to its process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Memory in bytes, lengths in tokens; None leaves the choice to the engine.
+
+    model: a folder, a GGUF file or a hub id; None is the default model.
+    kv_cache_memory: None takes a share of the machine's memory.
+    max_model_len: prompt and answer together; None takes what the model was trained for.
+    clock_offset: makes the engine's clock agree with the server's.
+    """
+
+    model: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 128
+    max_num_batched_tokens: int = 512
+    block_size: int = 16
+    kv_cache_memory: int | None = None
+    prefix_caching: bool = True
+    scheduling_policy: str = "giusto"
+    policy_options: Mapping[str, str] = field(default_factory=dict)
+    max_num_queued_reqs: int | None = 1024
+    max_num_queued_tokens: int | None = None
+    program_idle_timeout: float = 600.0
+    check: bool = False
+    seed: int | None = None
+    clock_offset: float = 0.0
+    log_level: str = "info"
