@@ -36,7 +36,7 @@ class Parameters:
     promises may take.
     """
 
-    headroom: float = 0.85
+    headroom: float = 0.5
     blocking: float = 0.35
     window: int = 64
     reserve: float = 0.25
