@@ -11,6 +11,7 @@ import logging
 import socket
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from giusto.engine.engine import Engine
 
 log = logging.getLogger(__name__)
+
+DEFAULT_MODEL_NAME = "SmolLM2-135M-Instruct"
 
 
 def scheduler(settings: EngineSettings, latency: LatencyModel, num_blocks: int) -> Scheduler:
@@ -97,7 +100,7 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
         Random(settings.seed),
     )
     ready = {
-        "name": model.folder.name,
+        "name": _public_name(settings.model),
         "folder": str(model.folder),
         "vocab_size": model.config.vocab_size,
         "max_model_len": capacity.max_model_len,
@@ -108,6 +111,14 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
         "defaults": {k: v for k, v in model.generation.items() if isinstance(v, int | float)},
     }
     return made, ready
+
+
+def _public_name(model: str | None) -> str:
+    """Name a model for clients: a hub id as it is, a path by its last part."""
+    if model is None:
+        return DEFAULT_MODEL_NAME
+    path = Path(model)
+    return path.name.removesuffix(".gguf") if path.exists() else model
 
 
 def run_loop(settings: EngineSettings, connection: socket.socket) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -124,7 +124,7 @@ class EmbeddedBackend:
     def subscribe(self, observe: Callable[[ev.Event], None]) -> None:
         self._observers.append(observe)
 
-    async def submit(self, ask: Submission) -> AsyncIterator[Chunk]:
+    async def submit(self, ask: Submission) -> AsyncGenerator[Chunk, None]:
         """Queue a request and iterate over its chunks; closing the iterator early aborts it.
 
         Raises Refused before the first chunk, BackendDied when the engine is gone.

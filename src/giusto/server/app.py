@@ -48,7 +48,7 @@ FLUSH_S = 5
 def create_app(
     backend: Backend, settings: ServerSettings, metrics: Metrics | None = None
 ) -> FastAPI:
-    """Make the application over a backend that somebody else starts and stops.
+    """Make the application over a backend that somebody else has started and will stop.
 
     `app.state.routes` is the `Routes` behind it.
     """
@@ -86,18 +86,29 @@ def create_app(
     return app
 
 
-def serve(backend: Backend, settings: ServerSettings, metrics: Metrics | None = None) -> None:
+def serve(
+    backend: Backend,
+    settings: ServerSettings,
+    metrics: Metrics | None = None,
+    on_ready: Callable[[int], None] | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once.
 
-    Blocks. Raises what the backend raises when it cannot start.
+    Blocks. `on_ready` is called with the port once connections are accepted. Raises what the backend raises when it cannot start.
     """
-    asyncio.run(_serve(backend, settings, metrics))
+    asyncio.run(_serve(backend, settings, metrics, on_ready))
 
 
-async def _serve(backend: Backend, settings: ServerSettings, metrics: Metrics | None) -> None:
-    server = make_server(create_app(backend, settings, metrics), settings)
+async def _serve(
+    backend: Backend,
+    settings: ServerSettings,
+    metrics: Metrics | None,
+    on_ready: Callable[[int], None] | None,
+) -> None:
     await backend.start()
     try:
+        server = make_server(create_app(backend, settings, metrics), settings)
+        server.on_ready = on_ready
         await server.serve()
     finally:
         await backend.stop()
@@ -137,6 +148,12 @@ class DrainingServer(uvicorn.Server):
         self._drain = drain
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.on_ready: Callable[[int], None] | None = None
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        await super().startup(sockets)  # type: ignore[arg-type]
+        if self.started and self.on_ready is not None:
+            self.on_ready(self.servers[0].sockets[0].getsockname()[1])
 
     async def serve(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         self._loop = asyncio.get_running_loop()
