@@ -1,0 +1,441 @@
+"""Every route, its errors in OpenAI's shape, and the abuse that other servers did not survive."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import socket
+
+import pytest
+
+from fakes import FakeBackend, Script
+from giusto.config import ApiKey, ServerSettings
+from giusto.core.events import Event
+from giusto.core.request import Reason
+from giusto.server.app import create_app
+from giusto.server.backend import ReplicaView
+from giusto.server.errors import MESSAGES
+from live import InProcess, live
+
+CHAT = "/v1/chat/completions"
+HI = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.fixture
+def backend():
+    return FakeBackend()
+
+
+@pytest.fixture
+def api(backend):
+    yield InProcess(create_app(backend, ServerSettings()))
+    assert backend.open == set()
+
+
+def error(response, status):
+    """The error of a response, after a look at its shape."""
+    assert response.status_code == status, response.text
+    assert list(response.json()) == ["error"]
+    found = response.json()["error"]
+    assert list(found) == ["message", "type", "param", "code"]
+    assert found["message"]
+    assert response.headers["x-request-id"]
+    return found
+
+
+# Routes
+
+
+def test_version_names_the_server(api):
+    answer = api.get("/version").json()
+    assert answer["server"] == "giusto"
+    assert answer["version"]
+
+
+def test_load_is_exactly_the_replica_view(api):
+    assert set(api.get("/load").json()) == set(ReplicaView.__dataclass_fields__)
+
+
+def test_metrics_speak_prometheus(api):
+    api.post(CHAT, json=HI)
+    page = api.get("/metrics")
+    assert page.headers["content-type"].startswith("text/plain")
+    assert "giusto_" in page.text
+
+
+def test_metrics_come_from_the_collector_that_is_handed_in(backend):
+    class Collector:
+        def __init__(self):
+            self.seen = []
+
+        def observe(self, event: Event) -> None:
+            self.seen.append(type(event).__name__)
+
+        def render(self):
+            return b"one 1\n", "text/plain; version=1.0.0"
+
+    collector = Collector()
+    api = InProcess(create_app(backend, ServerSettings(), collector))
+    api.post(CHAT, json=HI)
+    page = api.get("/metrics")
+    assert (page.content, page.headers["content-type"]) == (
+        b"one 1\n",
+        "text/plain; version=1.0.0",
+    )
+    assert collector.seen == ["Arrived", "Finished"]
+
+
+def test_tokenize_and_detokenize_are_inverse(api):
+    answer = api.post("/tokenize", json={"prompt": "héllo", "return_token_strs": True}).json()
+    assert (answer["count"], answer["max_model_len"]) == (7, 512)
+    assert len(answer["token_strs"]) == 7
+    assert api.post("/detokenize", json={"tokens": answer["tokens"]}).json() == {"prompt": "héllo"}
+
+
+def test_tokenize_renders_messages_as_chat_does(api, backend):
+    ids = api.post("/tokenize", json=HI).json()["tokens"]
+    api.post(CHAT, json=HI)
+    assert tuple(ids) == backend.submitted[0].prompt_ids
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {}, "prompt"),
+        ("/tokenize", {"prompt": "a", **HI}, "prompt"),
+        ("/tokenize", {"promt": "a"}, "promt"),
+        ("/detokenize", {"tokens": [258]}, "tokens"),
+        ("/detokenize", {"tokens": [-1]}, "tokens[0]"),
+        ("/detokenize", {"tokens": "a"}, "tokens"),
+    ],
+)
+def test_token_routes_refuse_what_they_cannot_do(api, path, body, param):
+    assert error(api.post(path, json=body), 400)["param"] == param
+
+
+def test_closing_a_program_reaches_the_backend_scoped(backend):
+    settings = ServerSettings(keys=(ApiKey.of("acme", "sesame"),))
+    api = InProcess(create_app(backend, settings), authorization="Bearer sesame")
+    assert api.post("/v1/programs/a/b/close").json()["closed"] is True
+    assert backend.closed_programs == ["acme/a/b"]
+    error(api.post(f"/v1/programs/{'x' * 300}/close"), 400)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/responses"),
+        ("POST", "/v1/embeddings"),
+        ("GET", "/nowhere"),
+        ("GET", "/health/"),
+        ("DELETE", "/v1"),
+    ],
+)
+def test_a_route_that_is_not_there_names_what_is(api, method, path):
+    found = error(api.request(method, path), 404)
+    assert "/v1/chat/completions" in found["message"]
+
+
+def test_a_wrong_method_names_the_right_one(api):
+    response = api.get(CHAT)
+    assert "POST" in error(response, 405)["message"]
+    assert response.headers["allow"] == "POST"
+
+
+def test_a_model_may_have_several_names(backend):
+    api = InProcess(create_app(backend, ServerSettings(served_model_names=("a/b", "c"))))
+    assert [m["id"] for m in api.get("/v1/models").json()["data"]] == ["a/b", "c"]
+    assert api.get("/v1/models/a/b").json()["id"] == "a/b"
+    assert api.post(CHAT, json={**HI, "model": "c"}).json()["model"] == "c"
+    assert api.post(CHAT, json=HI).json()["model"] == "a/b"
+    error(api.get("/v1/models/fake"), 404)
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    "header",
+    [None, "Bearer wrong", "Basic sesame", "sesame", "Bearer", "Bearer ", "Bearer sesam\xe9"],
+)
+def test_only_the_key_opens(backend, header):
+    settings = ServerSettings(keys=(ApiKey.of("a", "other"), ApiKey.of("b", "sesame")))
+    app = create_app(backend, settings)
+    headers = {} if header is None else {"authorization": header.encode("latin-1")}
+    for method, path in [
+        ("POST", CHAT),
+        ("POST", "/v1/completions"),
+        ("POST", "/tokenize"),
+        ("POST", "/detokenize"),
+        ("POST", "/v1/programs/p/close"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/fake"),
+        ("GET", "/metrics"),
+        ("GET", "/load"),
+    ]:
+        response = InProcess(app).request(method, path, headers=headers)
+        assert error(response, 401)["code"] == "invalid_api_key"
+        assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("path", ["/health", "/live", "/version"])
+def test_probes_need_no_key(backend, path):
+    settings = ServerSettings(keys=(ApiKey.of("a", "sesame"),))
+    assert InProcess(create_app(backend, settings)).get(path).status_code == 200
+
+
+def test_every_key_is_compared_in_constant_time(backend, monkeypatch):
+    compared = []
+
+    def compare(a, b):
+        compared.append((len(a), len(b)))
+        return a == b
+
+    monkeypatch.setattr("giusto.server.edge.hmac.compare_digest", compare)
+    settings = ServerSettings(keys=tuple(ApiKey.of(n, n) for n in ("a", "b", "c")))
+    api = InProcess(create_app(backend, settings), authorization="Bearer a")
+    assert api.get("/v1/models").status_code == 200
+    # No early exit, and digests of one length whatever the length of the secret.
+    assert compared == [(hashlib.sha256().digest_size,) * 2] * 3
+
+
+# Abuse: what became advisories elsewhere
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"n": 10**9}, "n"),
+        ({"best_of": 10**9}, "best_of"),
+        ({"logprobs": True, "top_logprobs": 10**6}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"max_tokens": 10**9}, "max_tokens"),
+        ({"max_completion_tokens": 10**9, "max_tokens": 1}, "max_completion_tokens"),
+        ({"max_tokens": 5, "min_tokens": 6}, "min_tokens"),
+        ({"priority": 2**63}, "priority"),
+        ({"priority": -(2**31) - 1}, "priority"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"presence_penalty": float("inf")}, "presence_penalty"),
+        ({"slo": {"deadline_ms": float("nan")}}, "slo.deadline_ms"),
+        ({"slo": {"weight": float("inf")}}, "slo.weight"),
+        ({"slo": {"deadline_ms": -1}}, "slo.deadline_ms"),
+        ({"slo": {"class": "nope"}}, "slo.class"),
+        ({"program": {"id": "p", "deadline_ms": float("-inf")}}, "program.deadline_ms"),
+        ({"logit_bias": {"258": 1}}, "logit_bias"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"²": 1}}, "logit_bias"),
+        ({"stop_token_ids": [258]}, "stop_token_ids"),
+        ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
+        ({"tools": [{"type": "function", "function": {"parameters": {"pattern": "("}}}]}, "tools"),
+        ({"structured_outputs": {"regex": "(" * 100}}, "structured_outputs"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"chat_template": "{{ 9**9**9 }}"}, "chat_template"),
+        ({"echo": True}, "echo"),
+    ],
+)
+def test_abuse_is_a_400_that_names_the_field(api, backend, body, param):
+    content = json.dumps({**HI, **body})
+    response = api.post(CHAT, content=content, headers={"content-type": "application/json"})
+    assert error(response, 400)["param"] == param
+    assert backend.submitted == []
+    assert api.post(CHAT, json=HI).status_code == 200
+
+
+def test_an_image_url_is_refused_and_never_fetched(api):
+    part = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}
+    body = {"messages": [{"role": "user", "content": [part]}]}
+    assert error(api.post(CHAT, json=body), 400)["param"] == "messages[0].content[0].type"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": "x" * 600}, "prompt"),
+        ({"prompt": "x" * 100_000}, "prompt"),
+        ({"prompt": [1] * 512}, "prompt"),
+        ({"prompt": ["ok", "x" * 600]}, "prompt"),
+        ({"prompt": "x" * 400, "max_tokens": 200}, "max_tokens"),
+    ],
+)
+def test_what_exceeds_the_context_is_refused(api, backend, body, param):
+    found = error(api.post("/v1/completions", json=body), 400)
+    assert (found["code"], found["param"]) == ("context_length_exceeded", param)
+    assert backend.submitted == []
+
+
+@pytest.mark.parametrize("prompt", [[], "", [[]], ["a", []], [258], [[1], [258]]])
+def test_senseless_prompts_are_refused(api, prompt):
+    body = {"prompt": prompt, "add_special_tokens": False}
+    assert error(api.post("/v1/completions", json=body), 400)["param"] == "prompt"
+
+
+def test_prompts_times_n_is_bounded(api):
+    body = {"prompt": ["a"] * 64, "n": 16}
+    assert error(api.post("/v1/completions", json=body), 400)["param"] == "n"
+
+
+def test_the_template_may_refuse(api):
+    body = {"messages": [{"role": "user", "content": "refuse me"}]}
+    assert error(api.post(CHAT, json=body), 400)["param"] == "messages"
+
+
+@pytest.mark.parametrize(
+    "content_type", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"]
+)
+def test_only_json_is_read(api, content_type):
+    headers = {} if content_type is None else {"content-type": content_type}
+    response = api.post(CHAT, content=json.dumps(HI), headers=headers)
+    assert error(response, 415)["code"] == "unsupported_media_type"
+
+
+def test_compressed_bodies_are_refused(api):
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    error(api.post(CHAT, content=b"\x1f\x8b", headers=headers), 415)
+
+
+def test_a_charset_is_fine(api):
+    headers = {"content-type": "application/json; charset=utf-8"}
+    assert api.post(CHAT, content=json.dumps(HI), headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_large_body_is_a_413(backend, chunked):
+    api = InProcess(create_app(backend, ServerSettings(max_body_bytes=2048)))
+    body = json.dumps({"messages": [{"role": "user", "content": "x" * 4096}]}).encode()
+
+    async def pieces():
+        for i in range(0, len(body), 512):
+            yield body[i : i + 512]
+
+    headers = {"content-type": "application/json"}
+    response = api.post(CHAT, content=pieces() if chunked else body, headers=headers)
+    assert error(response, 413)["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize("length", ["-1", "x", "9" * 5000, "²"])
+def test_a_strange_content_length_is_refused(api, length):
+    headers = {"content-type": "application/json", "content-length": length.encode("utf-8")}
+    assert api.post(CHAT, content=b"{}", headers=headers).status_code in (400, 413)
+
+
+def test_large_headers_are_a_431(backend):
+    api = InProcess(create_app(backend, ServerSettings(max_header_bytes=2048)))
+    found = error(api.get("/health", headers={"x-big": "x" * 4096}), 431)
+    assert found["code"] == "headers_too_large"
+
+
+def test_an_endless_header_is_cut_off(backend):
+    settings = ServerSettings(max_header_bytes=2048)
+    with live(create_app(backend, settings), settings) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Big: ")
+            with pytest.raises(OSError):
+                for _ in range(10_000):
+                    connection.sendall(b"x" * 1024)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(1024).startswith(b"HTTP/1.1 200")
+
+
+def test_garbage_on_the_wire_does_not_stop_the_server(backend):
+    settings = ServerSettings()
+    with live(create_app(backend, settings), settings) as server:
+        for garbage in (b"\x00\xff\xfe\r\n\r\n", b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00"):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+                connection.sendall(garbage)
+                connection.shutdown(socket.SHUT_WR)
+                connection.recv(1024)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+            connection.sendall(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(1024).startswith(b"HTTP/1.1 200")
+
+
+# Identity, origins, logs
+
+
+def test_a_sane_request_id_is_kept_and_another_is_replaced(api, backend):
+    kept = api.post(CHAT, json=HI, headers={"x-request-id": "my-id.1"})
+    assert kept.headers["x-request-id"] == "my-id.1"
+    assert kept.json()["id"].startswith("chatcmpl-my-id.1-")
+    made = api.post(CHAT, json=HI, headers={"x-request-id": "a b\tc"})
+    assert made.json()["id"] == f"chatcmpl-{made.headers['x-request-id']}"
+
+
+def test_two_requests_of_one_name_do_not_meet(api, backend):
+    for _ in range(2):
+        api.post(CHAT, json=HI, headers={"x-request-id": "same"})
+    first, second = backend.submitted
+    assert first.id != second.id
+
+
+def test_a_call_is_named_after_the_clients_request_id(api, backend):
+    headers = {"x-request-id": "r7", "x-session-id": "s"}
+    api.post(CHAT, json=HI, headers=headers)
+    assert backend.submitted[0].program.call == "r7"
+
+
+def test_origins_are_closed_by_default(api):
+    response = api.get("/health", headers={"origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in response.headers
+
+
+def test_allowed_origins_may_call(backend):
+    settings = ServerSettings(allowed_origins=("https://app.example",))
+    api = InProcess(create_app(backend, settings))
+    response = api.post(CHAT, json=HI, headers={"origin": "https://app.example"})
+    assert response.headers["access-control-allow-origin"] == "https://app.example"
+    other = api.get("/health", headers={"origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in other.headers
+    preflight = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    assert api.request("OPTIONS", CHAT, headers=preflight).status_code == 200
+
+
+def test_neither_prompts_nor_keys_are_logged(backend, caplog):
+    caplog.set_level(logging.DEBUG)
+    settings = ServerSettings(keys=(ApiKey.of("a", "sesame-key"),))
+    api = InProcess(create_app(backend, settings), authorization="Bearer sesame-key")
+    body = {"messages": [{"role": "user", "content": "my-private-thought"}]}
+    api.post(CHAT, json=body)
+    api.post(CHAT, json={**body, "temperature": "my-private-thought"})
+    backend.script = Script(die_after=1)
+    api.post(CHAT, json=body)
+    assert "my-private-thought" not in caplog.text
+    assert "sesame-key" not in caplog.text
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [
+        (Reason.QUEUE_FULL, 429),
+        (Reason.QUEUE_TOKENS_FULL, 429),
+        (Reason.DEADLINE_UNREACHABLE, 429),
+        (Reason.DEADLINE_PASSED, 429),
+        (Reason.PROGRAM_MISSED, 429),
+        (Reason.DRAINING, 503),
+        (Reason.TOO_LARGE, 400),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_refusal_has_a_status_and_a_reason(api, backend, reason, status, stream):
+    backend.script = Script(refuse=reason, retry_after=0.2)
+    response = api.post(CHAT, json={**HI, "stream": stream})
+    assert error(response, status)["code"] == reason.value
+    assert ("retry-after" in response.headers) == (status != 400)
+
+
+def test_every_reason_has_a_message():
+    assert set(MESSAGES) == set(Reason)
+
+
+def test_the_openapi_document_names_the_routes_and_their_errors(api):
+    document = api.get("/openapi.json").json()
+    chat = document["paths"][CHAT]["post"]
+    assert {"200", "400", "401", "404", "413", "429", "503"} <= set(chat["responses"])
+    schema = document["components"]["schemas"]["ChatRequest"]
+    assert "slo" in schema["properties"]
+    assert schema["additionalProperties"] is False
