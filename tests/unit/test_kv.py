@@ -18,7 +18,7 @@ def named(pool: BlockPool, *keys: bytes) -> list[int]:
 
 def test_only_full_blocks_get_a_key() -> None:
     """Seven tokens in blocks of four make one key, eight make two."""
-    assert [0, 0, 1, 1, 2] == [len(chain_keys(range(n), 4)) for n in (0, 3, 4, 7, 8)]
+    assert [len(chain_keys(range(n), 4)) for n in (0, 3, 4, 7, 8)] == [0, 0, 1, 1, 2]
 
 
 def test_a_key_depends_on_every_token_before_its_end() -> None:
@@ -48,7 +48,7 @@ def test_a_pool_has_room(blocks: int, size: int) -> None:
 def test_a_fresh_pool_is_all_free() -> None:
     """Nothing is held and nothing can be found."""
     pool = BlockPool(4, 2)
-    assert (4, 0, []) == (pool.num_free, pool.num_cached, pool.lookup([b"a"]))
+    assert (pool.num_free, pool.num_cached, pool.lookup([b"a"])) == (4, 0, [])
     pool.check([])
 
 
@@ -84,9 +84,9 @@ def test_a_hit_is_held_by_both() -> None:
     pool = BlockPool(2, 2)
     blocks = named(pool, b"a")
     pool.hold(blocks)
-    assert (0, 0) == (pool.num_sole(blocks), pool.num_unheld(blocks))
+    assert (pool.num_sole(blocks), pool.num_unheld(blocks)) == (0, 0)
     pool.release(blocks)
-    assert (1, 1) == (pool.num_free, pool.num_sole(blocks))
+    assert (pool.num_free, pool.num_sole(blocks)) == (1, 1)
     pool.release(blocks)
     assert pool.num_free == 2
 
@@ -107,7 +107,7 @@ def test_a_look_up_ends_at_the_first_gap() -> None:
     pool = BlockPool(3, 2)
     blocks = named(pool, b"a", b"b")
     assert blocks == pool.lookup([b"a", b"b", b"c"])
-    assert [] == pool.lookup([b"x", b"a"])
+    assert pool.lookup([b"x", b"a"]) == []
 
 
 def test_unnamed_blocks_go_before_cached_ones() -> None:
@@ -153,7 +153,7 @@ def test_without_prefix_caching_nothing_is_found() -> None:
     """Naming does nothing when the cache is off."""
     pool = BlockPool(2, 2, prefix_caching=False)
     named(pool, b"a")
-    assert (0, []) == (pool.num_cached, pool.lookup([b"a"]))
+    assert (pool.num_cached, pool.lookup([b"a"])) == (0, [])
 
 
 def test_the_generation_changes_with_what_can_be_found() -> None:
