@@ -26,7 +26,7 @@ from giusto.config import ServerSettings
 from giusto.core.errors import InvalidRequest
 from giusto.metrics.prometheus import PrometheusMetrics
 from giusto.server.backend import Backend, BackendDied, Refused
-from giusto.server.document import body, describe, responses
+from giusto.server.document import body, describe, path_parameter, responses
 from giusto.server.edge import Edge
 from giusto.server.errors import ApiError, api_error
 from giusto.server.openai import (
@@ -94,7 +94,8 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once.
 
-    Blocks. `on_ready` is called with the port once connections are accepted. Raises what the backend raises when it cannot start.
+    Blocks. `on_ready` is called with the port once connections are accepted. Raises what the
+    backend raises when it cannot start.
     """
     asyncio.run(_serve(backend, settings, metrics, on_ready))
 
@@ -241,6 +242,7 @@ def _add_routes(app: FastAPI, routes: Routes) -> None:
             methods=["GET"],
             response_model=None,
             responses=responses(ok_schema, 400, 401, 404, 405, 431, 503),
+            openapi_extra=path_parameter("model_id") if "{" in path else None,
         )
     app.add_api_route(
         "/v1/programs/{program_id:path}/close",
@@ -248,6 +250,7 @@ def _add_routes(app: FastAPI, routes: Routes) -> None:
         methods=["POST"],
         response_model=None,
         responses=responses("object", 400, 401, 404, 405, 413, 431),
+        openapi_extra=path_parameter("program_id"),
     )
 
 
