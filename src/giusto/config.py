@@ -27,6 +27,8 @@ from giusto.core.slo import SLO, BestEffort, Bounds, Deadline, Program, Streamin
 #: Environment variable with an API key, for servers without a TOML file.
 KEY_VARIABLE = "GIUSTO_API_KEY"
 
+LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
+
 NO_BOUNDS = Bounds()
 
 T = TypeVar("T")
@@ -105,6 +107,8 @@ class ServerSettings:
         for name, least in (("max_body_bytes", 1024), ("max_header_bytes", 1024)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.log_level not in LOG_LEVELS:
+            raise ConfigError(f"log_level must be one of {', '.join(LOG_LEVELS)}")
         if not 0 <= self.port < 1 << 16:
             raise ConfigError(f"port must lie between 0 and 65535, got {self.port}")
         if not 0 <= self.drain_timeout_s < math.inf:

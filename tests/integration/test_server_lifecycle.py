@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import threading
 
 import httpx
@@ -108,26 +107,18 @@ def test_an_unforeseen_error_is_a_500_that_tells_nothing():
 
 
 def test_serve_starts_the_backend_drains_on_sigterm_and_stops():
-    class Watched(FakeBackend):
-        async def start(self) -> None:
-            await super().start()
-            threading.Thread(target=terminate, daemon=True).start()
+    found: list[str] = []
 
-    def terminate() -> None:
-        with httpx.Client(base_url=f"http://127.0.0.1:{settings.port}") as client:
-            while True:
-                try:
-                    found.append(client.get("/version").json()["server"])
-                    break
-                except httpx.TransportError:
-                    continue
+    def visit(port: int) -> None:
+        found.append(httpx.get(f"http://127.0.0.1:{port}/version").json()["server"])
         os.kill(os.getpid(), signal.SIGTERM)
 
-    found: list[str] = []
-    settings = ServerSettings(port=free_port(), log_level="warning")
-    backend = Watched()
+    def on_ready(port: int) -> None:
+        threading.Thread(target=visit, args=(port,), daemon=True).start()
+
+    backend = FakeBackend()
     before = signal.getsignal(signal.SIGTERM)
-    serve(backend, settings)
+    serve(backend, ServerSettings(port=0, log_level="warning"), on_ready=on_ready)
     assert signal.getsignal(signal.SIGTERM) is before
     assert found == ["giusto"]
     assert backend.calls == ["start", "drain", "stop", "stop"]
@@ -140,8 +131,3 @@ def test_a_backend_that_cannot_start_says_so_to_the_caller():
 
     with pytest.raises(ModelError, match="shard 2"):
         serve(Broken(), ServerSettings())
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])

@@ -156,6 +156,7 @@ def test_other_tables_are_handed_on(tmp_path):
         ("[sever]", "unknown table [sever]; did you mean 'server'?"),
         ("[server]\nport = 'x'", "server.port must be int, not str"),
         ("[server]\nport = 70000", "port must lie between 0 and 65535, got 70000"),
+        ("[server]\nlog_level = 'loud'", "log_level must be one of critical, error"),
         ("[server]\nport = true", "server.port must be int, not bool"),
         ("[server]\nmax_body_bytes = 3", "max_body_bytes must be at least 1024, got 3"),
         ("[server]\ndrain_timeout_s = -1", "drain_timeout_s must be 0 or more, got -1.0"),

@@ -78,6 +78,12 @@ _STATUS = {
     "required": ["status"],
     "properties": {"status": {"type": "string"}},
 }
+#: One server-sent event: `data` is a chunk as JSON, an error, or the end mark.
+_EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string"}},
+}
 _SCHEMAS = {"Error": _ERROR, "SloVerdict": _SLO, "Completion": _COMPLETION, "Status": _STATUS}
 
 _PROBLEMS = {
@@ -102,6 +108,12 @@ def body(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def path_parameter(name: str) -> dict[str, Any]:
+    """The `parameters` of a route with one name in its path."""
+    schema = {"type": "string", "minLength": 1}
+    return {"parameters": [{"name": name, "in": "path", "required": True, "schema": schema}]}
+
+
 def responses(ok: str | None, *statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route: its answer's schema, if it is JSON, and the errors it may be."""
     schema = {"$ref": _REF + ok} if ok in _SCHEMAS else {"type": "object"}
@@ -109,7 +121,7 @@ def responses(ok: str | None, *statuses: int) -> dict[int | str, dict[str, Any]]
         200: {"description": "OK", "content": {"application/json": {"schema": schema}}}
     }
     if ok == "Completion":
-        documented[200]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        documented[200]["content"]["text/event-stream"] = {"schema": _EVENT}
     if ok is None:
         documented[200]["content"] = {"text/plain": {"schema": {"type": "string"}}}
     error = {"application/json": {"schema": {"$ref": f"{_REF}Error"}}}
