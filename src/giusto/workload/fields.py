@@ -45,7 +45,9 @@ class Row:
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:
-        value = self._take(key) or []
+        value = self._take(key)
+        if value is None:
+            return ()
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self.error(key, f"expected a list of texts, got {value!r}")
         return tuple(value)
@@ -84,7 +86,9 @@ class Row:
         return self._nested(key, value, f"{key}.")
 
     def rows(self, key: str) -> list[Row]:
-        value = self._take(key) or []
+        value = self._take(key)
+        if value is None:
+            return []
         if not isinstance(value, list):
             raise self.error(key, f"expected a list, got {value!r}")
         return [self._nested(key, item, f"{key}[{i}].") for i, item in enumerate(value)]
