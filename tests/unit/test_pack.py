@@ -295,7 +295,7 @@ def test_a_request_wanted_twice_is_granted_once() -> None:
 
 def test_who_has_nothing_to_compute_is_passed_over() -> None:
     """A resident whose next token is in flight gets no grant."""
-    done = request("a", 8, computed=8, max_tokens=0)
+    done = request("a", 8, computed=8, output=1, max_tokens=1)
     view = LiteralView([done, decoding("b")], [])
     assert grants(pack(wants("a", "b"), view)) == [("b", 1)]
 

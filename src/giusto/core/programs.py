@@ -18,10 +18,14 @@ DEFAULT_IDLE_TIMEOUT = 600.0
 
 @dataclass(slots=True)
 class ProgramState:
-    """One program; satisfies `plan.ProgramView`. Times in seconds, service in tokens."""
+    """One program; satisfies `plan.ProgramView`. Times in seconds, service in tokens.
+
+    `touched` is when a call last came or went, however it ended.
+    """
 
     id: str
     opened: float
+    touched: float
     app: str | None = None
     deadline: float | None = None
     ended: float | None = None
@@ -70,16 +74,16 @@ class ProgramTable:
         program = self.get(ref.id)
         is_new = program is None
         if program is None:
-            program = self._open[ref.id] = ProgramState(ref.id, opened=request.arrival)
+            program = self._open[ref.id] = ProgramState(ref.id, request.arrival, now)
             self._shrink()
-        self._touch(program)
+        self._touch(program, now)
         program.app = program.app or ref.app
         if program.deadline is None:
             program.deadline = ref.deadline
         program.num_active_calls += 1
         program.is_final = program.is_final or ref.final
         if program.deadline is not None and not request.has_own_slo:
-            if now > program.opened + program.deadline:
+            if not program.is_closed and now > program.opened + program.deadline:
                 program.is_missed = True
             if program.is_missed or program.is_closed:
                 request.slo = BestEffort()
@@ -87,22 +91,31 @@ class ProgramTable:
                 request.slo, request.origin = Program(program.deadline), program.opened
         return program if is_new else None
 
+    def charge(self, request: Request, reason: FinishReason) -> None:
+        """Book what one sample of a call took; one that failed makes the program missed."""
+        program = self.get(request.ref.id) if request.ref else None
+        if program is not None:
+            program.attained_service += request.num_computed_tokens
+            program.is_missed |= reason is FinishReason.ERROR and not program.is_closed
+
     def leave(self, request: Request, now: float, reason: FinishReason) -> ProgramState | None:
         """Count a call out; returns the program if that closed it.
 
         A call that was refused or failed (`ERROR`) makes the program missed; one that its client
-        cancelled does not.
+        cancelled does not. Calls of a closed program change neither its end nor its verdict.
         """
         program = self.get(request.ref.id) if request.ref else None
         if program is None:
             return None
-        self._touch(program)
+        self._touch(program, now)
         program.num_active_calls -= 1
-        program.attained_service += request.num_computed_tokens
+        if reason not in (FinishReason.ERROR, FinishReason.ABORT):
+            program.num_finished_calls += 1
+        if program.is_closed:
+            return None
         if reason is FinishReason.ERROR:
             program.is_missed = True
         elif reason is not FinishReason.ABORT:
-            program.num_finished_calls += 1
             program.ended = now
         return self._close(program) if program.is_final else None
 
@@ -116,14 +129,15 @@ class ProgramTable:
 
     def expire(self, now: float) -> list[ProgramState]:
         """Close the programs that have had no call for the idle span; cost: the ones expired."""
-        expired = []
-        for program in list(self._open.values()):
-            last = program.opened if program.ended is None else program.ended
-            if now - last < self.idle_timeout:
+        idle = []
+        for program in self._open.values():
+            if now - program.touched < self.idle_timeout:
                 break
-            if self._close(program):
-                expired.append(program)
-        return expired
+            if not program.num_active_calls:
+                idle.append(program)
+        for program in idle:
+            self._close(program)
+        return idle
 
     def _close(self, program: ProgramState) -> ProgramState | None:
         if program.is_closed or program.num_active_calls:
@@ -132,7 +146,8 @@ class ProgramTable:
         self._closed[program.id] = self._open.pop(program.id)
         return program
 
-    def _touch(self, program: ProgramState) -> None:
+    def _touch(self, program: ProgramState, now: float) -> None:
+        program.touched = now
         (self._closed if program.is_closed else self._open).move_to_end(program.id)
 
     def _shrink(self) -> None:

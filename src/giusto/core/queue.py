@@ -24,6 +24,8 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self._requests: list[Request] = []
+        self._num_new = 0
+        self._num_new_tokens = 0
         self.num_prefill_tokens = 0
 
     @property
@@ -36,26 +38,32 @@ class WaitingQueue:
 
     def push(self, request: Request) -> None:
         insort(self._requests, request, key=_order)
-        self.num_prefill_tokens += request.num_tokens
+        self._count(request, 1)
 
     def remove(self, request: Request) -> None:
         index = bisect_left(self._requests, _order(request), key=_order)
         assert self._requests[index] is request, f"{request.id} is not where it should wait"
         del self._requests[index]
-        self.num_prefill_tokens -= request.num_tokens
+        self._count(request, -1)
 
     def refuse(self, num_requests: int, num_tokens: int, limits: QueueLimits) -> Reason | None:
         """Tell why newcomers cannot wait here; None when they can.
 
-        An empty line takes any request that fits the pool, however long its prompt.
+        A line without newcomers takes any request that fits the pool, however long its prompt.
         """
         most = limits.max_num_queued_reqs
-        if most is not None and len(self) + num_requests > most:
+        if most is not None and self._num_new + num_requests > most:
             return Reason.QUEUE_FULL
         most = limits.max_num_queued_tokens
-        if most is not None and self._requests and self.num_prefill_tokens + num_tokens > most:
+        if most is not None and self._num_new and self._num_new_tokens + num_tokens > most:
             return Reason.QUEUE_TOKENS_FULL
         return None
+
+    def _count(self, request: Request, sign: int) -> None:
+        self.num_prefill_tokens += sign * request.num_tokens
+        if not request.num_preemptions:
+            self._num_new += sign
+            self._num_new_tokens += sign * request.num_tokens
 
 
 def _order(request: Request) -> tuple[float, int]:

@@ -104,6 +104,14 @@ class Submission:
     cache_salt: str = ""
     block_keys: tuple[bytes, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if min(self.num_prompt_tokens, self.sampling.max_tokens, self.n) < 1:
+            raise ValueError("a request has a prompt, an output and a sample of at least one")
+        if self.prompt_ids and len(self.prompt_ids) != self.num_prompt_tokens:
+            raise ValueError(
+                f"{len(self.prompt_ids)} prompt ids for a prompt of {self.num_prompt_tokens}"
+            )
+
 
 class RequestView(Protocol):
     """What a policy may know of a request. Read-only; times in seconds, counts in tokens.

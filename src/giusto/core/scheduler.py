@@ -131,10 +131,12 @@ class Scheduler:
         Publishes an `Arrived` per sample, followed by a `Rejected` per sample when it is refused.
         Raises ValueError for an id that is in use.
         """
-        if ask.id in self._groups:
-            raise ValueError(f"request id {ask.id} is in use")
         requests = [Request.of(ask, sample) for sample in range(ask.n)]
+        # One that was aborted in flight keeps its id until its last step commits.
+        if ask.id in self._groups or any(request.id in self._requests for request in requests):
+            raise ValueError(f"request id {ask.id} is in use")
         leader = requests[0]
+        self._close_idle_programs(now)
         if opened := self.programs.enter(leader, now):
             self._publish(ev.ProgramOpened(opened.id, now, opened.deadline))
         for request in requests:
@@ -194,8 +196,7 @@ class Scheduler:
         """
         if len(self._in_flight) > self.caps.lookahead:
             raise PlanError(f"{len(self._in_flight)} plans are in flight already")
-        for program in self.programs.expire(now):
-            self._publish_closed(program, now)
+        self._close_idle_programs(now)
         view = self.view(now)
         plan = self.policy.plan(view)
         if self.is_checking:
@@ -347,6 +348,7 @@ class Scheduler:
     ) -> None:
         group = self._groups[request.group]
         self._release_siblings(request)
+        self.programs.charge(request, reason)
         if request.resident_since is None:
             self._waiting.remove(request)
             del self._requests[request.id]
@@ -362,6 +364,10 @@ class Scheduler:
 
     def _leave_program(self, request: Request, now: float, reason: FinishReason) -> None:
         self._publish_closed(self.programs.leave(request, now, reason), now)
+
+    def _close_idle_programs(self, now: float) -> None:
+        for program in self.programs.expire(now):
+            self._publish_closed(program, now)
 
     def _forget(self, request: Request) -> None:
         self._vacate(request)
