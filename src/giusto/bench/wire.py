@@ -165,11 +165,12 @@ class SseParser:
 def read_event(data: str) -> Delta:
     """Read one event of a chat or text completion; an unreadable one is an error."""
     try:
-        event = json.loads(data)
-    except json.JSONDecodeError:
+        return _delta(json.loads(data))
+    except (ValueError, TypeError, AttributeError, LookupError):
         return Delta(error=f"unreadable event {data[:80]!r}")
-    if not isinstance(event, dict):
-        return Delta(error=f"unreadable event {data[:80]!r}")
+
+
+def _delta(event: Any) -> Delta:
     if event.get("error"):
         return Delta(error=error_text(event))
     usage = event.get("usage") or {}
@@ -177,15 +178,20 @@ def read_event(data: str) -> Delta:
     choice = choices[0] if choices else {}
     token_ids = choice.get("token_ids")
     details = usage.get("prompt_tokens_details") or {}
+    total = _count(usage.get("completion_tokens"))
     return Delta(
         text=_text(choice),
-        num_tokens=len(token_ids) if isinstance(token_ids, Sequence) else None,
-        tokens_so_far=usage.get("completion_tokens") if choices else None,
-        total_tokens=usage.get("completion_tokens"),
-        prompt_tokens=usage.get("prompt_tokens"),
-        cached_tokens=details.get("cached_tokens") or 0,
+        num_tokens=None if token_ids is None else len(token_ids),
+        tokens_so_far=total if choices else None,
+        total_tokens=total,
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        cached_tokens=_count(details.get("cached_tokens")) or 0,
         finish=choice.get("finish_reason"),
     )
+
+
+def _count(number: Any) -> int | None:
+    return None if number is None else int(number)
 
 
 def _text(choice: Mapping[str, Any]) -> str:
