@@ -60,10 +60,8 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
 
     Raises ModelError or ConfigError.
     """
-    import torch
-
     from giusto.engine.engine import Engine
-    from giusto.engine.memory import plan_capacity
+    from giusto.engine.memory import pick_device, plan_capacity
     from giusto.engine.profile import fit, measure
     from giusto.engine.runner import ModelRunner
     from giusto.engine.sampler import Sampler
@@ -71,10 +69,7 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
     from giusto.engine.tokenizer import Tokenizer
     from giusto.engine.weights import load_model
 
-    name = settings.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    device = pick_device(settings.device)
     model = load_model(settings.model, settings.dtype, str(device))
     tokenizer = Tokenizer(model.folder)
     capacity = plan_capacity(

@@ -1,4 +1,4 @@
-"""How much KV memory to take, and what that allows."""
+"""Which device to use, how much of its memory to take for KV, and what that allows."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ class Capacity:
     num_blocks: int
     max_model_len: int
     num_bytes: int
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `auto` is a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def plan_capacity(
