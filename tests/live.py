@@ -84,3 +84,14 @@ def live(app: FastAPI, settings: ServerSettings | None = None) -> Iterator[Live]
         yield server
     finally:
         server.stop()
+
+
+def error(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The error in a response, after a look at its shape: OpenAI's, whatever the status."""
+    assert response.status_code == status, response.text
+    assert list(response.json()) == ["error"]
+    found: dict[str, Any] = response.json()["error"]
+    assert list(found) == ["message", "type", "param", "code"]
+    assert found["message"]
+    assert response.headers["x-request-id"]
+    return found

@@ -113,6 +113,9 @@ class ServerSettings:
             raise ConfigError(f"port must lie between 0 and 65535, got {self.port}")
         if not 0 <= self.drain_timeout_s < math.inf:
             raise ConfigError(f"drain_timeout_s must be 0 or more, got {self.drain_timeout_s}")
+        for key in self.keys:
+            if not key.name or "/" in key.name:
+                raise ConfigError(f"a key's name must not be empty or hold '/', got '{key.name}'")
         if len({key.name for key in self.keys}) < len(self.keys):
             raise ConfigError("two keys have the same name; ids are scoped by it")
 

@@ -131,3 +131,17 @@ def test_a_backend_that_cannot_start_says_so_to_the_caller():
 
     with pytest.raises(ModelError, match="shard 2"):
         serve(Broken(), ServerSettings())
+
+
+def test_sigterm_while_the_backend_starts_stops_it():
+    class Slow(FakeBackend):
+        async def start(self) -> None:
+            await super().start()
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.Event().wait()
+
+    backend = Slow()
+    with pytest.raises(SystemExit) as caught:
+        serve(backend, ServerSettings())
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert backend.calls == ["start", "stop"]

@@ -178,6 +178,7 @@ def test_other_tables_are_handed_on(tmp_path):
         ("[[keys]]\nname='a'\nkey='1'\ntightest='x'", "keys[0].tightest: no class 'x'"),
         ("[[keys]]\nname='a'\nkey='1'\ntightest={ttft_ms=-1}", "bounds must be numbers"),
         ("[[keys]]\nname='a'\nkey='1'\ndefault_class='x'", "default_class of key a: no class"),
+        ("[[keys]]\nname='a/b'\nkey='1'", "must not be empty or hold '/'"),
         ("[keys]", "keys must be [[keys]]"),
         ("server = 5", "server must be a table"),
         ("[server", "is not valid TOML"),

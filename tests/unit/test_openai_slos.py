@@ -226,6 +226,11 @@ def test_a_session_groups_calls_without_a_promise(header):
     assert made.slo == BestEffort()
 
 
+def test_a_session_in_the_body_wins_over_one_in_headers():
+    made = promise({"session_id": "s1"}, {"x-session-id": "s2"})
+    assert made.program == ProgramRef("/s1", "call-1")
+
+
 def test_a_session_with_a_program_deadline_is_a_program():
     headers = {"x-session-id": "s1", "x-giusto-program-deadline-ms": "9000"}
     assert promise(headers=headers).program == ProgramRef("/s1", "call-1", deadline=9.0)

@@ -8,9 +8,10 @@ ones have, or after the drain timeout.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from types import FrameType
 
 import uvicorn
@@ -62,7 +63,6 @@ def create_app(
     app = FastAPI(
         title="Giusto",
         version=__version__,
-        root_path=settings.root_path,
         # The documentation pages would load scripts from elsewhere; /openapi.json stands alone.
         docs_url=None,
         redoc_url=None,
@@ -97,7 +97,10 @@ def serve(
     Blocks. `on_ready` is called with the port once connections are accepted. Raises what the
     backend raises when it cannot start.
     """
-    asyncio.run(_serve(backend, settings, metrics, on_ready))
+    try:
+        asyncio.run(_serve(backend, settings, metrics, on_ready))
+    except asyncio.CancelledError:
+        raise SystemExit(128 + signal.SIGTERM) from None
 
 
 async def _serve(
@@ -106,13 +109,27 @@ async def _serve(
     metrics: Metrics | None,
     on_ready: Callable[[int], None] | None,
 ) -> None:
-    await backend.start()
     try:
+        with _cancelled_by_sigterm():
+            await backend.start()
         server = make_server(create_app(backend, settings, metrics), settings)
         server.on_ready = on_ready
         await server.serve()
     finally:
         await backend.stop()
+
+
+@contextlib.contextmanager
+def _cancelled_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM cancel the present task: a backend that is still starting must be stopped too."""
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
 
 
 def make_server(app: FastAPI, settings: ServerSettings) -> DrainingServer:

@@ -61,8 +61,8 @@ _COMMON = _rules(
         model frequency_penalty logit_bias max_tokens n presence_penalty seed stop stream
         stream_options temperature top_p service_tier
         top_k min_p repetition_penalty ignore_eos min_tokens stop_token_ids priority vllm_xargs
-        cache_salt add_special_tokens return_token_ids slo program""",
-    harmless="user request_id session_id",
+        cache_salt add_special_tokens return_token_ids session_id slo program""",
+    harmless="user request_id",
     refused="""
         echo use_beam_search include_stop_str_in_output truncate_prompt_tokens truncation_side
         prompt_logprobs logprob_token_ids allowed_token_ids bad_words structured_outputs
@@ -200,6 +200,7 @@ class Sampled(Open):
     cache_salt: Name | None = None
     add_special_tokens: bool | None = None
     return_token_ids: bool | None = None
+    session_id: Name | None = None
     slo: Slo | None = None
     program: ProgramPart | None = None
 

@@ -158,7 +158,7 @@ def _program(
     deadline_ms = part.deadline_ms
     if deadline_ms is None:
         deadline_ms = _number(headers, (PROGRAM_DEADLINE_HEADER,))
-    name = part.id or _text(headers, SESSION_HEADERS)
+    name = part.id or wire.session_id or _text(headers, SESSION_HEADERS)
     if not name:
         if part.final or part.call or part.parents or deadline_ms is not None:
             raise InvalidRequest("'program.id' is required", "program.id", "missing_field")
