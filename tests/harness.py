@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from giusto.core.events import Event
+from giusto.core.events import Event, Finished, Stepped
 from giusto.core.kv import BlockPool
 from giusto.core.latency import BatchShape, LatencyModel, LinearLatency
 from giusto.core.plan import Caps, Limits, Plan, Policy, StepOutcome, Yield
@@ -108,6 +108,20 @@ class Drive:
         for observe in observers:
             scheduler.subscribe(observe)
         return cls(scheduler, Executor(lengths), latency, after_step)
+
+    @property
+    def emitted(self) -> dict[str, int]:
+        """Output tokens that were committed for each request, its ending step included."""
+        counts: Counter[str] = Counter()
+        ended = set()
+        for event in self.events:
+            if isinstance(event, Stepped):
+                for request_id, made in event.outcome.yields.items():
+                    if request_id not in ended:
+                        counts[request_id] += len(made.tokens)
+            elif isinstance(event, Finished):
+                ended.add(event.request_id)
+        return +counts
 
     def run(self, asks: Iterable[Submission], *, max_steps: int = 100_000) -> None:
         """Feed submissions at their arrival times and step until all have ended."""

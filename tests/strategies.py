@@ -142,7 +142,7 @@ def mixed_load(
     max_output: int = 60,
     num_prefixes: int = 4,
 ) -> Load:
-    """Poisson arrivals of mixed kinds; a third share prefixes, a fifth are calls of programs."""
+    """Poisson arrivals of mixed kinds; some share prefixes, some are calls of programs, or n > 1."""
     draw = random.Random(seed)
     asks, lengths, now = [], {}, 0.0
     for i in range(count):
@@ -166,12 +166,15 @@ def mixed_load(
                 weight=draw.choice((1.0, 2.0)),
                 tenant=f"t{draw.randrange(3)}",
                 program=program,
+                n=draw.choice((1,) * 9 + (3,)),
                 cap=max_output,
                 sampling=SamplingParams(max_tokens=max_output),
                 block_keys=tuple(keys) if shared is not None else None,
             )
         )
-        lengths[f"r{i}"] = draw.randint(1, max_output)
+        for sample in range(asks[-1].n):
+            name = f"r{i}#{sample}" if sample else f"r{i}"
+            lengths[name] = draw.randint(1, max_output)
     return Load(asks, lengths)
 
 

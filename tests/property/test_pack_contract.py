@@ -69,7 +69,7 @@ def test_nobody_is_preempted_where_nobody_may(data: st.DataObject) -> None:
     """Under NOBODY no plan preempts; the pin is spared under every rule."""
     view = data.draw(literal_views())
     order = data.draw(orders(view))
-    assert not pack(order, view, preempt_for=PreemptFor.NOBODY).preempt
+    assert not pack(order, view, preempt_for=PreemptFor.NOBODY, wake_at=view.now + 1).preempt
     for rule in PreemptFor:
         plan = pack(order, view, preempt_for=rule)
         assert view.pin is None or view.pin.request_id not in {p.request_id for p in plan.preempt}

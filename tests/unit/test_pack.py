@@ -214,6 +214,14 @@ def test_nobody_evicts_when_nobody_may() -> None:
     assert (grants(plan), plan.preempt) == ([("b", 1)], ())
 
 
+def test_a_stall_is_worse_than_an_eviction() -> None:
+    """When no resident has room to go on, the pin takes it, even where nobody may evict."""
+    view = LiteralView([decoding("a"), decoding("b")], free_blocks=0)
+    view.pin = Pin("a", is_overdue=False)
+    plan = pack(wants("b", "a"), view, preempt_for=PreemptFor.NOBODY)
+    assert (grants(plan), plan.preempt) == ([("a", 1)], (Preempt("b"),))
+
+
 def test_a_lent_hit_is_paid_for_when_its_holder_may_go() -> None:
     """Blocks shared with a victim are not freed by evicting it, so they are not counted."""
     running = [decoding("a", 12), decoding("v", 8)]

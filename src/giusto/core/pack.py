@@ -18,7 +18,7 @@ from giusto.core.request import RequestView
 
 
 class PreemptFor(Enum):
-    """For whose sake a resident request may lose its blocks."""
+    """For whose sake a resident request may lose its blocks; also NOBODY yields to a stall."""
 
     NOBODY = "nobody"
     RUNNING = "running"
@@ -70,6 +70,7 @@ def pack(
     packing.serve(iter(wants))
     if not packing.grants and wake_at is None and not _is_in_flight(view):
         everyone = (Want(request.id) for request in chain(view.running, view.waiting))
+        preempt_for = PreemptFor.RUNNING
         packing = _Packing(view, Budget(view.limits.block_size), preempt_for, refused)
         packing.serve(everyone)
     return Plan(
