@@ -65,7 +65,7 @@ def _distributions(records: Sequence[Record], title: str) -> Figure:
             shares = [(k + 1) / len(values) for k in range(len(finite))]
             axes.step(finite, shares, where="post", label=service_class)
         axes.set(xlabel=f"{name}, s", ylabel="share of offered", ylim=(0, 1.02), title=title)
-        axes.legend()
+        _legend(axes)
     return figure
 
 
@@ -84,8 +84,14 @@ def _timeline(records: Sequence[Record], title: str) -> Figure:
         below.plot(edges, shares, marker="o", markersize=3, label=service_class)
     above.set(ylabel="requests under way", title=title)
     below.set(ylabel="in time, by arrival", xlabel="s since the start", ylim=(0, 1.05))
-    above.legend()
+    _legend(above)
     return figure
+
+
+def _legend(axes: Any) -> None:
+    """A legend where there is something to name; matplotlib warns of an empty one."""
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend()
 
 
 def _under_way(records: Sequence[Record], now: float) -> int:
