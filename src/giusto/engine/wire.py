@@ -117,7 +117,7 @@ def _encode(event: ev.Event) -> list[Any]:
 
 def _encode_outcome(outcome: StepOutcome) -> list[Any]:
     yields = {
-        request_id: [made.tokens, made.accepted, made.finish, made.error, made.logprobs]
+        request_id: [getattr(made, name) for name in Yield.__slots__]
         for request_id, made in outcome.yields.items()
         if made.tokens or made.finish
     }
@@ -146,10 +146,12 @@ def decode_outcome(data: list[Any]) -> StepOutcome:
 
 
 def _decode_yield(data: list[Any]) -> Yield:
-    tokens, accepted, finish, error, logprobs = data
+    tokens, drafted, selected, accepted, finish, error, logprobs = data
     return Yield(
-        tokens=tuple(tokens),
-        accepted=accepted,
+        tuple(tokens),
+        drafted,
+        selected,
+        accepted,
         finish=FinishReason(finish) if finish else None,
         error=error,
         logprobs=tuple(logprobs) if logprobs else None,
