@@ -67,9 +67,9 @@ def resolve(
     service, tier = _service(stated, wire.service_tier, headers, key, settings)
     own = _own_slo(stated)
     asked = service.slo if own is None else own
-    slo = BestEffort() if key.best_effort_only else bound(asked, key.bounds)
-    if isinstance(asked, BestEffort):
-        slo = asked
+    slo = bound(asked, key.bounds)
+    if key.best_effort_only and not isinstance(asked, BestEffort):
+        slo = BestEffort()
     weights = [slo.weight for slo in stated if slo.weight is not None]
     wanted = weights[0] if weights else service.weight
     limit = math.inf if key.bounds.weight is None else key.bounds.weight
