@@ -142,7 +142,7 @@ def mixed_load(
     max_output: int = 60,
     num_prefixes: int = 4,
 ) -> Load:
-    """Poisson arrivals of mixed kinds; some share prefixes, some are calls of programs, or n > 1."""
+    """Poisson arrivals of mixed kinds; some share prefixes, are calls of programs, have n > 1."""
     draw = random.Random(seed)
     asks, lengths, now = [], {}, 0.0
     for i in range(count):
