@@ -6,6 +6,7 @@ import difflib
 import math
 import random
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ async def bench(
         progress.begin("load", len(entries))
         driver = Driver(client(), on_sent=progress.sent, on_ended=progress.ended)
         run = await driver.drive(entries)
-    return result(run, _about(settings, server, slo_in, times), settings.goodput), run
+    about = _about(settings, server, slo_in, times) | {"num_prompts": len(entries)}
+    return result(run, about, settings.goodput), run
 
 
 async def probe(http: httpx.AsyncClient, settings: Settings) -> Server:
@@ -193,13 +195,13 @@ def _about(
     if rate is None:
         rate = 1.0 if times else None
     return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "backend": "giusto" if server.is_giusto else "openai",
         "policy": settings.policy or server.policy,
         "model_id": server.model,
         "workload": settings.workload,
         "request_rate": "inf" if rate is not None and math.isinf(rate) else rate,
         "burstiness": settings.burstiness,
-        "num_prompts": settings.num_prompts,
         "seed": settings.seed,
         "slo_in": slo_in.value,
         "slo_scale": settings.slo_scale if times else None,

@@ -13,7 +13,7 @@ import json
 import math
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import islice, takewhile
 
@@ -27,6 +27,8 @@ DURATION = 300.0
 CALIBRATION_PROMPTS = 6
 TEMPERATURE = 0.7
 TOP_P = 0.95
+#: Cap of a chat's answer in calibration: its pace shows in fewer tokens than its whole answer.
+CALIBRATION_CHAT_CAP = 64
 #: Seconds that a tool takes between the two steps of a program, drawn evenly.
 TOOL_TIME = (0.2, 1.0)
 
@@ -99,7 +101,7 @@ def entries(load: Load) -> list[Entry]:
 def calibration() -> dict[str, list[list[Entry]]]:
     """Arrivals of each class with a promise, to be sent one at a time to an idle server."""
     pools = _pools()
-    return {
+    units = {
         name: [
             _arrival(f"calibration-{name}-{i}", 0.0, name, text, random.Random(f"{name} {i}"))
             for i, text in enumerate(pools[name][:CALIBRATION_PROMPTS])
@@ -107,6 +109,9 @@ def calibration() -> dict[str, list[list[Entry]]]:
         for name in CLASSES
         if name != "best_effort"
     }
+    for unit in units["chat"]:
+        unit[0] = replace(unit[0], max_tokens=CALIBRATION_CHAT_CAP)
+    return units
 
 
 def _contents(rng: random.Random) -> Iterator[tuple[str, str, random.Random]]:
