@@ -129,7 +129,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--profile", action="store_true", help="show the hot spots of each run")
     args = parser.parse_args()
-    print(f"{'policy':10} {'running':>8} {'waiting':>8} {'median ms':>10} {'p99 ms':>8} {'budget':>7}")
+    print(
+        f"{'policy':10} {'running':>8} {'waiting':>8} {'median ms':>10} {'p99 ms':>8} {'budget':>7}"
+    )
     for waiting in args.waiting or list(BUDGETS_MS):
         for policy in args.policy or list(REGISTRY):
             bench = Bench(policy, args.running, waiting)

@@ -1,0 +1,198 @@
+"""The registry, the floor, and the order of each named policy on literal views."""
+
+from __future__ import annotations
+
+import pytest
+
+from giusto.core.errors import ConfigError
+from giusto.core.plan import Limits, Plan, Want, check
+from giusto.core.slo import BestEffort, Deadline, Streaming
+from giusto.policies import DEFAULT, REGISTRY, make
+from giusto.policies.base import Dependencies, with_floor
+from giusto.predict.base import Constant
+from harness import LATENCY, policy_named
+from strategies import LiteralView, decoding, request
+
+DEPS = Dependencies(LATENCY, Constant(32))
+
+
+def grants(plan: Plan) -> list[str]:
+    return [grant.request_id for grant in plan.grants]
+
+
+def order(name: str, view: LiteralView, **options: object) -> list[str]:
+    plan = make(name, DEPS, options).plan(view)
+    check(plan, view)
+    return grants(plan)
+
+
+# Registry
+
+
+def test_the_default_is_registered() -> None:
+    """The default policy has a name in the registry."""
+    assert DEFAULT in REGISTRY
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_policy_says_what_it_does(name: str) -> None:
+    """A module has parameters, a first line to print and its source."""
+    module = REGISTRY[name]
+    assert module.__doc__.splitlines()[0].endswith(".")
+    assert "Source: " in module.__doc__
+    assert make(name, DEPS).plan(LiteralView()) == Plan(7)
+
+
+def test_an_unknown_policy_names_the_nearest() -> None:
+    """A misspelt name is answered with the one that was meant and all there are."""
+    with pytest.raises(ConfigError, match=r"'sarrathi'; did you mean sarathi\? \(there are: "):
+        make("sarrathi", DEPS)
+
+
+def test_an_unknown_option_names_the_nearest() -> None:
+    """A misspelt option does not pass silently; a policy without options says so."""
+    with pytest.raises(ConfigError, match=r"no option 'chunk_token'; did you mean chunk_tokens\?"):
+        make("sarathi", DEPS, {"chunk_token": 1})
+    with pytest.raises(ConfigError, match=r"no option 'x' \(there are: none\)"):
+        make("edf", DEPS, {"x": 1})
+
+
+@pytest.mark.parametrize("text", ["false", "No", "off", "0", False])
+def test_options_come_as_text_or_values(text: object) -> None:
+    """Text is read as the type of the default."""
+    assert make("fcfs", DEPS, {"chunked_prefill": text}).parameters.chunked_prefill is False
+    assert make("sarathi", DEPS, {"chunk_tokens": "64"}).parameters.chunk_tokens == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("sarathi", {"chunk_tokens": "many"}, "sarathi.chunk_tokens must be a int"),
+        ("sarathi", {"chunk_tokens": 0}, "policy sarathi: chunk_tokens must be at least 1"),
+        ("fcfs", {"chunked_prefill": "maybe"}, "fcfs.chunked_prefill must be a bool"),
+    ],
+)
+def test_bad_values_are_settings_that_cannot_be_honoured(
+    name: str, options: dict[str, object], message: str
+) -> None:
+    """The error names the policy and the option."""
+    with pytest.raises(ConfigError, match=message):
+        make(name, DEPS, options)
+
+
+# Orders
+
+
+def test_fcfs_serves_residents_then_the_queue() -> None:
+    """In order of residence, then of arrival, whatever was promised."""
+    view = LiteralView(
+        [decoding("b", slo=Deadline(99.0)), decoding("a", slo=Deadline(1.0))],
+        [request("c"), request("d", slo=Deadline(1.0))],
+    )
+    assert order("fcfs", view) == ["b", "a", "c", "d"]
+
+
+def test_fcfs_may_keep_prompts_whole() -> None:
+    """`chunked_prefill=false` leaves a prompt that does not fit for the next step."""
+    view = LiteralView([decoding("a")], [request("b", 64)])
+    assert order("fcfs", view, chunked_prefill=False) == ["a"]
+    assert order("fcfs", view) == ["a", "b"]
+
+
+def test_priority_serves_the_smaller_number_first() -> None:
+    """Residents before the queue, ties by arrival."""
+    view = LiteralView(
+        [decoding("a", priority=2), decoding("b", priority=1)],
+        [
+            request("c", priority=5, arrival=3.0),
+            request("d", priority=0, arrival=9.0),
+            request("e", priority=5, arrival=1.0),
+        ],
+    )
+    assert order("priority", view) == ["b", "a", "d", "e", "c"]
+
+
+def test_sarathi_serves_decodes_before_prompts() -> None:
+    """Streams are not stalled: prompts share what the chunk leaves."""
+    view = LiteralView([request("a", 60, computed=8), decoding("b")], [request("c")])
+    plan = make("sarathi", DEPS, {"chunk_tokens": 32}).plan(view)
+    assert [(g.request_id, g.num_tokens) for g in plan.grants] == [("b", 1), ("a", 31)]
+
+
+def test_sarathi_never_cuts_decodes() -> None:
+    """More decodes than the chunk holds are all served."""
+    view = LiteralView([decoding(name) for name in "abcd"])
+    assert order("sarathi", view, chunk_tokens=2) == ["a", "b", "c", "d"]
+
+
+def test_edf_serves_what_is_due_first() -> None:
+    """Deadlines and next tokens compare by their due time, residents and queue alike."""
+    view = LiteralView(
+        [decoding("a", slo=Deadline(30.0)), decoding("b", slo=Streaming(20.0, 1.0))],
+        [request("c", slo=Deadline(12.0)), request("d", slo=Streaming(25.0))],
+    )
+    assert order("edf", view) == ["c", "b", "d", "a"]
+
+
+def test_edf_serves_the_missed_after_the_keepable_and_best_effort_last() -> None:
+    """What can no longer be kept is never urgent, nor is what was demoted."""
+    demoted = decoding("d", slo=Deadline(11.0))
+    demoted.is_demoted = True
+    view = LiteralView(
+        [decoding("a", slo=BestEffort()), decoding("b", slo=Deadline(5.0)), demoted],
+        [request("c", slo=Deadline(99.0)), request("e", slo=BestEffort())],
+    )
+    assert order("edf", view) == ["c", "b", "d", "a", "e"]
+
+
+# The floor
+
+
+def floored(view: LiteralView, *names: str) -> list[tuple[str, int | None]]:
+    return [(w.request_id, w.max_tokens) for w in with_floor(map(Want, names), view)]
+
+
+def test_nobody_needs_the_floor_before_half_its_span() -> None:
+    """Up to 30 of 60 seconds the order stands as it is."""
+    view = LiteralView([decoding("a")], [request("b")], now=30.0)
+    assert floored(view, "a", "b") == [("a", None), ("b", None)]
+    assert floored(LiteralView(now=99.0)) == []
+
+
+def test_the_longest_wait_for_a_first_token_comes_first_then() -> None:
+    """It gets a twentieth of the step, once, wherever the policy had put it."""
+    view = LiteralView([decoding("a")], [request("b"), request("c", arrival=1.0)], now=31.0)
+    view.limits = Limits(100, 8, 4)
+    assert floored(view, "a", "c", "b") == [("b", 5), ("a", None), ("c", None)]
+    assert floored(view, "a") == [("b", 5), ("a", None)]
+
+
+def test_the_floor_follows_a_request_into_its_prompt() -> None:
+    """A resident without a first token still counts as waiting; one with a token does not."""
+    view = LiteralView([request("a", 60, computed=4), decoding("z")], [request("b")], now=31.0)
+    assert floored(view, "z")[0] == ("a", 3)
+
+
+def test_a_shorter_span_of_its_own_counts() -> None:
+    """Best effort may state how long it bears to wait."""
+    view = LiteralView([], [request("a", slo=BestEffort(4.0))], now=3.0)
+    assert floored(view, "b") == [("a", 3), ("b", None)]
+
+
+def test_a_single_token_is_the_least_floor() -> None:
+    """Where a twentieth is less than a token, it is one."""
+    view = LiteralView([], [request("a")], limits=Limits(4, 8, 4), now=31.0)
+    assert floored(view) == [("a", 1)]
+
+
+def test_policies_with_the_floor_serve_the_starved_first() -> None:
+    """EDF and priority put it before the most urgent."""
+    view = LiteralView([decoding("a", priority=-1, slo=Deadline(99.0))], [request("b")], now=31.0)
+    for name in ("edf", "priority"):
+        assert order(name, view)[0] == "b"
+
+
+def test_a_policy_is_built_with_its_predictor() -> None:
+    """The harness hands out policy and predictor together."""
+    policy, lengths = policy_named("giusto")
+    assert policy.lengths is lengths

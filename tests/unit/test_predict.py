@@ -1,0 +1,113 @@
+"""Length bounds: the histogram against sorting, and what it learns from."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from giusto.core.events import Arrived, Finished, Rejected, Stepped
+from giusto.core.latency import BatchShape
+from giusto.core.plan import StepOutcome, Yield
+from giusto.core.request import FinishReason, Reason, Request
+from giusto.predict.base import Constant
+from giusto.predict.histogram import MIN_SAMPLES, Histogram
+from strategies import request
+
+
+def at(emitted: int, cap: int = 2048) -> Request:
+    made = request("asked", output=emitted)
+    made.cap = cap
+    return made
+
+
+def learn(lengths: Histogram, name: str, length: int, reason: str = FinishReason.STOP) -> None:
+    """Tell it of a request that ended after so many tokens, in steps of one and a rest."""
+    lengths.observe(Arrived(request(name), 0.0))
+    for tokens in ((1,), tuple(range(length - 1))) if length else ():
+        yields = {name: Yield(tokens), "stranger": Yield((1,))}
+        lengths.observe(Stepped(StepOutcome(0, 0.0, 1.0, BatchShape(), yields), 1.0))
+    lengths.observe(Finished(name, 1.0, reason))
+
+
+def slow_bound(past: list[int], emitted: int, quantile: float) -> int:
+    """By sorting: of those that came further, the quantile of how far they got."""
+    beyond = sorted(length for length in past if length > emitted)
+    return beyond[int(quantile * (len(beyond) - 1))] - emitted
+
+
+def test_the_bound_is_the_quantile_of_those_that_came_further() -> None:
+    """On random histories the look-up equals sorting, for every progress."""
+    draw = random.Random(1)
+    for window in (10, 500):
+        lengths, past = Histogram(0.7, window), []
+        for i in range(40):
+            past.append(draw.randint(1, 60))
+            learn(lengths, f"r{i}", past[-1])
+            past = past[-window:]
+            for emitted in range(0, 60, 7):
+                if sum(length > emitted for length in past) >= MIN_SAMPLES:
+                    expected = slow_bound(past, emitted, 0.7)
+                    assert lengths.remaining(at(emitted)) == expected
+
+
+def test_without_history_half_the_cap_is_expected() -> None:
+    """Less what was emitted, and never less than one."""
+    lengths = Histogram()
+    assert lengths.remaining(at(0, cap=100)) == 50
+    assert lengths.remaining(at(20, cap=100)) == 30
+    assert lengths.remaining(at(70, cap=100)) == 1
+
+
+def test_beyond_all_history_the_length_is_expected_to_double() -> None:
+    """Up to the cap, and never less than one."""
+    lengths = Histogram()
+    learn(lengths, "a", 10)
+    assert lengths.remaining(at(20, cap=100)) == 20
+    assert lengths.remaining(at(90, cap=100)) == 10
+    assert lengths.remaining(at(100, cap=100)) == 1
+
+
+def test_classes_are_kept_apart() -> None:
+    """What chats did says nothing of batch lines."""
+    lengths = Histogram()
+    for i in range(5):
+        learn(lengths, f"r{i}", 10)
+    other = at(0, cap=100)
+    other.service_class = "batch"
+    assert (lengths.remaining(at(0)), lengths.remaining(other)) == (10, 50)
+
+
+@pytest.mark.parametrize("reason", [FinishReason.ABORT, FinishReason.ERROR])
+def test_cut_short_outputs_teach_nothing(reason: FinishReason) -> None:
+    """A cancelled request's length is not a length."""
+    lengths = Histogram()
+    for i in range(5):
+        learn(lengths, f"r{i}", 3, reason)
+    learn(lengths, "empty", 0)
+    assert lengths.remaining(at(0, cap=100)) == 50
+
+
+def test_the_refused_are_forgotten() -> None:
+    """Nothing is kept of requests that never ran, nor of endings it never saw begin."""
+    lengths = Histogram()
+    lengths.observe(Arrived(request("a"), 0.0))
+    lengths.observe(Rejected("a", 0.0, Reason.DRAINING))
+    lengths.observe(Rejected("b", 0.0, Reason.DRAINING))
+    lengths.observe(Finished("c", 0.0, FinishReason.STOP))
+    lengths.observe("something else")
+    assert lengths.remaining(at(0, cap=100)) == 50
+
+
+@pytest.mark.parametrize("quantile", [0.0, 1.0, -1.0, 2.0])
+def test_a_quantile_lies_between_none_and_all(quantile: float) -> None:
+    """Anything else is refused."""
+    with pytest.raises(ValueError, match="quantile"):
+        Histogram(quantile)
+
+
+def test_a_constant_is_constant() -> None:
+    """It counts down to one and learns nothing."""
+    lengths = Constant(10)
+    lengths.observe(Finished("a", 0.0, FinishReason.STOP))
+    assert [lengths.remaining(at(n)) for n in (0, 4, 20)] == [10, 6, 1]
