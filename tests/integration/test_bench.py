@@ -406,6 +406,12 @@ def test_unusable_servers_are_explained() -> None:
     assert "give --model" in probe_error(lambda request: httpx.Response(200, json=["x"]))
 
 
+def test_all_at_once_needs_a_count() -> None:
+    """An infinite rate of an endless workload is refused, not run for ever."""
+    with pytest.raises(ConfigError, match="needs --num-prompts"):
+        run_bench(FakeServer(), Settings(rate=float("inf")))
+
+
 # Files and pictures
 
 
@@ -449,8 +455,10 @@ def test_files_without_a_calibration_are_refused(tmp_path: Path, content: str) -
         calibrate.load(path)
 
 
-def test_unreadable_files_are_refused(tmp_path: Path) -> None:
-    """Folders and missing files are named."""
+def test_unusable_files_are_refused(tmp_path: Path) -> None:
+    """Folders and missing files are named, the result's before the run."""
+    with pytest.raises(ConfigError, match=r"cannot write .*Is a directory"):
+        results.prepare(tmp_path)
     with pytest.raises(ConfigError, match="cannot read calibration"):
         calibrate.load(tmp_path)
     with pytest.raises(ConfigError, match="is no result file"):

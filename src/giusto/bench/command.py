@@ -100,7 +100,8 @@ def bench(  # noqa: PLR0913, PLR0917  a flag each
     tool call by its deadline, a program by the end of its last call. Refused, failed and late
     requests are all missed ones.
 
-    Compare two policies:
+    To compare two servers or policies, run each with one calibration, so that both are judged by
+    the same promises, and start a fresh server for each, so that neither finds the other's cache:
 
         giusto bench --request-rate 2 --calibration idle.json --save-result a.json
     """
@@ -166,6 +167,8 @@ def _run(settings: Settings, save_result: Path | None, plots: Path | None) -> No
     from giusto.bench.run import bench as run_bench  # noqa: PLC0415
     from giusto.bench.table import tables  # noqa: PLC0415
 
+    if save_result is not None:
+        results.prepare(save_result)
     with Bar(Console(stderr=True)) as bar:
         result, run = asyncio.run(run_bench(settings, progress=bar))
     Console().print(tables(result))
@@ -176,6 +179,8 @@ def _run(settings: Settings, save_result: Path | None, plots: Path | None) -> No
 
         for path in plot(result, run.records, plots):
             typer.echo(path)
+    if run.is_interrupted:
+        raise typer.Exit(130)
 
 
 def _rate(text: str) -> float:

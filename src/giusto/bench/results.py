@@ -36,12 +36,21 @@ def result(run: Run, about: Mapping[str, Any], goodput: Goodput | None = None) -
 
 
 def write(path: Path, runs: Sequence[Result]) -> None:
-    """Write a result file; makes its folder."""
+    """Write a result file."""
     content: Result = {"runs": [_strict(run) for run in runs]}
     if len(runs) == 1:
         content = {**content["runs"][0], **content}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    prepare(path)
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def prepare(path: Path) -> None:
+    """Make sure before a long run that its result can be written; ConfigError says why not."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
 
 
 def read(path: Path) -> list[Result]:

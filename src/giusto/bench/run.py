@@ -104,7 +104,7 @@ async def probe(http: httpx.AsyncClient, settings: Settings) -> Server:
     try:
         version = await http.get("/version")
         models = None if settings.model else await http.get("/v1/models")
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ConfigError(
             f"cannot reach a server at {settings.base_url} ({type(error).__name__}: {error}); "
             "start one with `giusto serve` or give --base-url"
@@ -127,6 +127,8 @@ def plan(settings: Settings, times: calibration.Times | None) -> list[records.En
     """The entries of the run, each with its promise."""
     if settings.workload == mixed.NAME:
         assert times is not None
+        if settings.num_prompts is None and math.isinf(settings.rate or 0.0):
+            raise ConfigError("an infinite --request-rate needs --num-prompts")
         load = mixed.Load(
             rate=1.0 if settings.rate is None else settings.rate,
             seed=settings.seed,

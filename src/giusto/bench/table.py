@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -31,10 +32,10 @@ def _promises(run: Result) -> Table:
             "attained": lambda row: _percent(row["attainment"]),
             "strict": lambda row: _percent(row["strict_attainment"]),
             "failed": lambda row: _count(row["failed"]),
-            "goodput /s": lambda row: _number(row["slo_request_goodput"], 2),
-            "tokens /s": lambda row: _number(row["slo_token_goodput"], 1),
+            "SLO req/s": lambda row: _number(row["slo_request_goodput"], 2),
+            "SLO tok/s": lambda row: _number(row["slo_token_goodput"], 1),
             "gain": lambda row: _percent(row["service_gain_ratio"]),
-            "mean gain": lambda row: _percent(row["service_gain_mean_normalised"]),
+            "mean": lambda row: _percent(row["service_gain_mean_normalised"]),
         },
     )
 
@@ -96,8 +97,8 @@ def _warnings(run: Result) -> Iterable[str]:
 
 
 def _by_class(run: Result, title: str, columns: dict[str, Callable[[Result], str]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("class")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table.add_column("class", no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right")
     for name, row in run["by_class"].items():
