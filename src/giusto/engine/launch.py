@@ -6,6 +6,7 @@ the measurement). The thread serves tests and notebooks.
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import threading
@@ -21,8 +22,14 @@ class ProcessLauncher:
 
     def __call__(self, connection: socket.socket) -> EngineProcess:
         fd = connection.fileno()
+        # OpenMP's threads spin while they wait for each other, and so keep the server and other
+        # processes off their cores: beside a busy neighbour a step then takes five times as long
+        # (docs/log.md). Sleeping costs little on a quiet machine.
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
         # Its own session: Ctrl-C and SIGTERM go to the server, which drains and closes the socket.
-        process = subprocess.Popen([*self.command, str(fd)], pass_fds=[fd], start_new_session=True)
+        process = subprocess.Popen(
+            [*self.command, str(fd)], pass_fds=[fd], start_new_session=True, env=environment
+        )
         connection.close()
         return EngineProcess(process)
 
