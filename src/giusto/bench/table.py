@@ -29,7 +29,7 @@ def _promises(run: Result) -> Table:
         "Kept promises",
         {
             "offered": lambda row: _count(row["offered"]),
-            "attained": lambda row: _percent(row["attainment"]),
+            "met": lambda row: _percent(row["attainment"]),
             "strict": lambda row: _percent(row["strict_attainment"]),
             "failed": lambda row: _count(row["failed"]),
             "SLO req/s": lambda row: _number(row["slo_request_goodput"], 2),
