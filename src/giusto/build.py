@@ -103,6 +103,7 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
         "kv_cache_bytes": capacity.num_bytes,
         "dtype": str(model.decoder.dtype).removeprefix("torch."),
         "device": str(device),
+        "policy": settings.scheduling_policy,
         "defaults": {k: v for k, v in model.generation.items() if isinstance(v, int | float)},
     }
     return made, ready

@@ -36,12 +36,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ServiceClass:
-    """A promise that the operator gives a name. `cap` bounds its output length for planning."""
+    """A promise that the operator gives a name.
+
+    `cap` bounds its output length for planning; `priority` (smaller is more urgent) is for the
+    policy of that name, where a request states none.
+    """
 
     name: str
     slo: SLO = field(default_factory=BestEffort)
     weight: float = 1.0
     cap: int = DEFAULT_CAP
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +149,7 @@ class _ClassTable:
     starvation_s: float = 60.0
     weight: float = 1.0
     cap_tokens: int = DEFAULT_CAP
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +273,8 @@ def _service_class(name: str, table: Any) -> ServiceClass:
         raise ConfigError(f"{where} needs weight >= 0 and cap_tokens >= 1")
     try:
         slo = make_slo(_s(read.ttft_ms), _s(read.tpot_ms), _s(read.deadline_ms))
-        return ServiceClass(
-            name, slo or BestEffort(read.starvation_s), read.weight, read.cap_tokens
-        )
+        promised = slo or BestEffort(read.starvation_s)
+        return ServiceClass(name, promised, read.weight, read.cap_tokens, read.priority)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from fakes import FakeBackend, Script
-from giusto.config import ApiKey, ServerSettings
+from giusto.config import BUILT_IN_CLASSES, ApiKey, ServerSettings, ServiceClass
 from giusto.core.request import Reason
 from giusto.core.slo import BestEffort, Bounds, Program, Streaming
 from giusto.server.app import create_app
-from live import InProcess
+from live import InProcess, error
 
 CHAT = "/v1/chat/completions"
 HI = {"messages": [{"role": "user", "content": "hi"}]}
@@ -218,3 +219,25 @@ def test_long_prompts_are_encoded_off_the_loop():
     api = InProcess(create_app(backend, ServerSettings()))
     body = {"messages": [{"role": "user", "content": "x" * 50_000}]}
     assert api.post(CHAT, json=body).json()["usage"]["prompt_tokens"] > 50_000
+
+
+def test_a_class_lends_its_priority_to_requests_that_state_none(backend):
+    classes = {**BUILT_IN_CLASSES, "default": ServiceClass("default", priority=7)}
+    api = InProcess(create_app(backend, ServerSettings(classes=classes)))
+    assert api.post(CHAT, json=HI).status_code == 200
+    assert api.post(CHAT, json={**HI, "priority": 2}).status_code == 200
+    assert [ask.priority for ask in backend.submitted] == [7, 2]
+
+
+def test_a_priority_that_the_policy_would_ignore_is_refused(backend):
+    backend.model = replace(backend.model, policy="edf")
+    api = InProcess(create_app(backend, ServerSettings()))
+    refusal = error(api.post(CHAT, json={**HI, "priority": 2}), 400)
+    assert refusal["param"] == "priority" and "edf" in refusal["message"]
+    assert api.post(CHAT, json={**HI, "priority": 0}).status_code == 200
+
+
+def test_the_version_names_the_scheduling_policy(backend):
+    backend.model = replace(backend.model, policy="edf")
+    api = InProcess(create_app(backend, ServerSettings()))
+    assert api.get("/version").json()["scheduling_policy"] == "edf"

@@ -172,6 +172,7 @@ class EmbeddedBackend:
             vocab_size=ready["vocab_size"],
             max_model_len=ready["max_model_len"],
             defaults=ready["defaults"],
+            policy=ready["policy"],
         )
         self._load = ReplicaView(free_blocks=ready["num_blocks"], total_blocks=ready["num_blocks"])
         self.is_alive = True

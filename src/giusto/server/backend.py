@@ -16,13 +16,17 @@ from giusto.core.request import FinishReason, Reason, Submission
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What `/v1/models` and validation need. `defaults` are the model's generation defaults."""
+    """What `/v1/models`, `/version` and validation need.
+
+    `defaults` are the model's generation defaults; `policy` names the scheduling policy.
+    """
 
     name: str
     path: str
     vocab_size: int
     max_model_len: int
     defaults: Mapping[str, float]
+    policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)

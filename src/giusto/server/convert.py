@@ -26,6 +26,9 @@ INLINE_BYTES = 32 << 10
 #: Prompts times samples of one request.
 MAX_CHOICES = 128
 
+#: Policies that order by `priority`; a backend that names none is taken to.
+HONOUR_PRIORITY = ("", "priority")
+
 T = TypeVar("T")
 
 
@@ -73,6 +76,12 @@ async def to_ask(
     wire: ChatRequest | CompletionRequest, backend: Backend, call: Call, promise: Promise
 ) -> Ask:
     """Make the submissions of a request; InvalidRequest when the model cannot serve it."""
+    if wire.priority and backend.model.policy not in HONOUR_PRIORITY:
+        raise InvalidRequest(
+            f"the server's scheduling policy, {backend.model.policy}, does not order by "
+            "'priority'; state an SLO or a weight, or leave it 0",
+            "priority",
+        )
     prompts = await off_loop(lambda: _prompts(wire, backend), call.num_bytes)
     n = wire.n or 1
     if len(prompts) * n > MAX_CHOICES:

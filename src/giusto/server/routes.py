@@ -139,7 +139,10 @@ class Routes:
 
     async def version(self, request: Request) -> Response:
         """Name the server, so that clients know what it understands."""
-        return JSONResponse({"version": __version__, "server": "giusto"})
+        policy = self.backend.model.policy
+        return JSONResponse(
+            {"version": __version__, "server": "giusto", "scheduling_policy": policy}
+        )
 
     async def metrics_page(self, request: Request) -> Response:
         """Prometheus metrics; needs a key where there are keys, for labels tell of the load."""

@@ -73,7 +73,7 @@ def resolve(
     weights = [slo.weight for slo in stated if slo.weight is not None]
     wanted = weights[0] if weights else service.weight
     limit = math.inf if key.bounds.weight is None else key.bounds.weight
-    priority = wire.priority or 0
+    priority = service.priority if wire.priority is None else wire.priority
     program, program_raised = _program(wire, flat["program"], headers, key, call)
     return Promise(
         service=service,
