@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from heapq import nsmallest
 from itertools import chain
 
 from giusto.core.pack import pack
@@ -28,14 +29,20 @@ class Edf(Stateless):
     """See the module."""
 
     def plan(self, view: View) -> Plan:
+        now = view.now
+
         def urgency(request: RequestView) -> tuple[int, float, float]:
             when = due(request.slo, request)
-            if math.isinf(when):
+            if when == math.inf:
                 return 2, request.arrival, 0.0
-            is_lost = request.is_demoted or is_missed(request.slo, request, view.now)
-            return int(is_lost), when, request.arrival
+            # Before its first token a request is missed once that, or its deadline, is past due.
+            has_begun = request.num_output_tokens
+            is_late = is_missed(request.slo, request, now) if has_begun else now > when
+            return int(is_late or request.is_demoted), when, request.arrival
 
-        order = sorted(chain(view.running, view.waiting), key=urgency)
+        # `pack` reads no further than the slots, the first that does not fit, and the floor's.
+        waiting = nsmallest(view.free_slots + 2, view.waiting, key=urgency)
+        order = sorted(chain(view.running, waiting), key=urgency)
         return pack(with_floor((Want(request.id) for request in order), view), view)
 
 

@@ -10,6 +10,7 @@ too, and whoever has waited half a starvation span for a first token gets a twen
 from __future__ import annotations
 
 from dataclasses import dataclass
+from heapq import nsmallest
 from itertools import chain
 
 from giusto.core.pack import pack
@@ -27,7 +28,9 @@ class Priority(Stateless):
     """See the module."""
 
     def plan(self, view: View) -> Plan:
-        order = chain(sorted(view.running, key=_urgency), sorted(view.waiting, key=_urgency))
+        # `pack` reads no further than the slots, the first that does not fit, and the floor's.
+        waiting = nsmallest(view.free_slots + 2, view.waiting, key=_urgency)
+        order = chain(sorted(view.running, key=_urgency), waiting)
         return pack(with_floor((Want(request.id) for request in order), view), view)
 
 
