@@ -15,16 +15,17 @@ from typing import Any
 from openai import OpenAI
 
 
-def stream(client: OpenAI, model: str) -> dict[str, Any]:
+def stream(client: OpenAI, model: str) -> Any:
     """An answer that somebody reads: first token within 2 s, then one each 150 ms."""
     chunks = client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": "What is the capital of France?"}],
         max_tokens=64,
+        temperature=0,
         stream=True,
         extra_body={"slo": {"ttft_ms": 2000, "tpot_ms": 150}},
     )
-    verdict: dict[str, Any] = {}
+    verdict: Any = {}
     for chunk in chunks:
         if chunk.choices and chunk.choices[0].delta.content:
             print(chunk.choices[0].delta.content, end="", flush=True)
@@ -34,19 +35,20 @@ def stream(client: OpenAI, model: str) -> dict[str, Any]:
     return verdict
 
 
-def deadline(client: OpenAI, model: str) -> dict[str, Any]:
+def deadline(client: OpenAI, model: str) -> Any:
     """An answer that only counts as a whole: a tool call with ten seconds to spend."""
     answer = client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": "Name three primary colours, separated by commas."}],
         max_tokens=32,
+        temperature=0,
         extra_body={"slo": {"deadline_ms": 10_000}},
     )
     print(answer.choices[0].message.content)
     return (answer.model_extra or {}).get("slo", {})
 
 
-def program(client: OpenAI, model: str) -> dict[str, Any]:
+def program(client: OpenAI, model: str) -> Any:
     """Two calls that share one deadline: a step builds on the one before it."""
     name = f"example-{uuid.uuid4().hex[:8]}"
     messages: list[Any] = [{"role": "user", "content": "Suggest a name for a small bakery."}]
@@ -54,6 +56,7 @@ def program(client: OpenAI, model: str) -> dict[str, Any]:
         model=model,
         messages=messages,
         max_tokens=24,
+        temperature=0,
         extra_body={"program": {"id": name, "deadline_ms": 20_000, "call": "name"}},
     )
     messages += [
@@ -64,6 +67,7 @@ def program(client: OpenAI, model: str) -> dict[str, Any]:
         model=model,
         messages=messages,
         max_tokens=32,
+        temperature=0,
         extra_body={"program": {"id": name, "call": "line", "parents": ["name"], "final": True}},
     )
     print(second.choices[0].message.content)
