@@ -1,9 +1,9 @@
 """Does HTTP work slow the engine's steps? Median gap between steps of 32 decoding requests, in ms.
 
     python benchmarks/engine/http_overhead.py                       in process, no server
-    python benchmarks/engine/http_overhead.py --over process        32 streams over HTTP
-    python benchmarks/engine/http_overhead.py --over thread         the same with the engine in a thread
-    python benchmarks/engine/http_overhead.py --over process --queued 200    and 200 more streams waiting
+    python benchmarks/engine/http_overhead.py --over process    32 streams over HTTP
+    python benchmarks/engine/http_overhead.py --over thread     with the engine in a thread
+    python benchmarks/engine/http_overhead.py --over process --queued 200    200 more waiting
 
 Prints one JSON object on its last line, for `benchmarks/ab.py`. The client is a process of its own
 on the same machine and only counts bytes.

@@ -1,7 +1,7 @@
 """Compare or tune policies in virtual time: the built-in mixed workload on a model of an engine.
 
     python benchmarks/policies/probe.py --rate 2.5 --seed 1 --seed 2 --seed 3
-    python benchmarks/policies/probe.py --policy giusto:headroom=0.8 --policy sarathi:chunk_tokens=128
+    python benchmarks/policies/probe.py --policy giusto:headroom=0.8 --policy sarathi:chunk_tokens=64
     python benchmarks/policies/probe.py --policy priority:chat=0+tool=1+program=1+best_effort=10
     python benchmarks/policies/probe.py --capacity 0.9 --policy fcfs
 
@@ -73,7 +73,7 @@ class World:
     burstiness: float = 1.0
     noise: float = 0.1
     error: float = 0.1
-    limits: Limits = Limits(max_num_batched_tokens=512, max_num_seqs=128)
+    limits: Limits = Limits(max_num_batched_tokens=512, max_num_seqs=128)  # noqa: RUF009  frozen
     num_blocks: int = 8192
 
 
