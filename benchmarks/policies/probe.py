@@ -63,6 +63,8 @@ PRIORITIES = {"chat": 0, "tool": 0, "program": 0, "best_effort": 10}
 CHARS_PER_TOKEN = 4.3
 TEMPLATE_TOKENS = {"chat": 33, "tool": 20, "program": 20, "best_effort": 33}
 CAP = 2048
+#: Of one step: the embedded engine's defaults.
+LIMITS = Limits(max_num_batched_tokens=512, max_num_seqs=128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +318,7 @@ def row(text: str, rate: float, runs: list[Summary]) -> list[str]:
     ]
 
 
-def main(
+def main(  # noqa: PLR0913, PLR0917  one per option
     policy: Annotated[
         list[str] | None, typer.Option(help="name or name:option=value+…; default: all")
     ] = None,

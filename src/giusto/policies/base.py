@@ -32,18 +32,21 @@ class Stateless:
         """Nothing to learn."""
 
 
-def with_floor(wants: Iterable[Want], view: View) -> Iterator[Want]:
+def with_floor(
+    wants: Iterable[Want], view: View, *, max_tokens: int | None = None
+) -> Iterator[Want]:
     """Put the request that has waited longest for a first token in front, once it is due.
 
     From half of its starvation span on it gets a twentieth of the step, so that its first token
     comes in time whenever arrivals leave that share of capacity. One at a time: a flood of best
-    effort takes no more.
+    effort takes no more. A policy that counts steps in time states what a twentieth is.
     """
     starved = _starved(view)
     if starved is None:
         return iter(wants)
-    tokens = max(1, int(FLOOR_SHARE * view.limits.max_num_batched_tokens))
-    floor = Want(starved.id, tokens)
+    if max_tokens is None:
+        max_tokens = max(1, int(FLOOR_SHARE * view.limits.max_num_batched_tokens))
+    floor = Want(starved.id, max_tokens)
     return chain([floor], (want for want in wants if want.request_id != starved.id))
 
 

@@ -1,65 +1,89 @@
 """Keep as many promises as the time allows: urgency by slack, then gain density, paced steps.
 
-A step may last no longer than the tightest running stream can wait. Within that time come, in
-order: tokens of promises that can still be kept, the tightest first; prompts of those, chosen so
-that the most of them make it; then, with what is left, promises already missed and best effort.
-A stream ahead of its schedule, or a deadline with time to spare, is paused when the step is full.
+Every promise is a pace: a stream states its own, a deadline needs its likely remaining tokens
+within the time left. A step may last as long as the tightest pace allows; streams that ran ahead
+have slack, and half of it may be spent on prompts that would come late otherwise, a quarter on
+work that nobody waits for. Prompts are chosen so that most promises are kept, by what the kept
+decodes leave of the time; whoever is missed, hopeless or without a promise gets the rest.
 
-Source: the choice of prompts is Moore and Hodgson's rule for the fewest late jobs (1968), with
-jobs dropped by gain density; the slack of multi-call programs is split evenly over their calls.
+Source: the choice is Moore and Hodgson's rule for the fewest late jobs (1968) with two changes:
+the machine's speed is what decoding leaves, and jobs are dropped by gain density (value per second
+of work to come, after Tempo, arXiv 2504.20068). Slack of multi-call programs is split evenly.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush, nsmallest
-from itertools import chain
+from itertools import chain, islice
+from typing import NamedTuple
 
-from giusto.core.events import Arrived, Finished, Preempted, ProgramClosed, Rejected
+from giusto.core.events import Arrived, Finished, ProgramClosed, Rejected
 from giusto.core.latency import BatchShape, LatencyModel
 from giusto.core.pack import Budget, pack
 from giusto.core.plan import Plan, View, Want
 from giusto.core.request import RequestView
-from giusto.core.slo import LATE_TOKENS_PER, Deadline, Program, Streaming, due, is_missed
-from giusto.policies.base import Dependencies, with_floor
+from giusto.core.slo import LATE_TOKENS_PER, Program, Streaming, due, is_missed
+from giusto.policies.base import FLOOR_SHARE, Dependencies, with_floor
+
+#: Tokens that a deadline is ahead of its schedule, against noise.
+MARGIN = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What was tuned (`benchmarks/policies`), not what a user must set.
+    """What was tuned (`benchmarks/policies/probe.py`), not what a user must set.
 
-    headroom: share of the tightest stream's slack that a step may use; blocking: share of the
-    tightest TTFT target that a step may last, for an arrival waits until it ends; window: how
-    many waiting prompts are weighed against each other; reserve: share of the slots that only
-    promises may take.
+    headroom: share of the tightest slack that a step may use for the sake of a promise; spare: for
+    other work; blocking: share of the tightest TTFT target that a step may last, for an arrival
+    waits until it ends; window: how many waiting prompts are weighed against each other; reserve:
+    share of slots and blocks that only promises may take.
     """
 
     headroom: float = 0.5
+    spare: float = 0.25
     blocking: float = 0.35
-    window: int = 64
+    window: int = 48
     reserve: float = 0.25
 
     def __post_init__(self) -> None:
-        for name in ("headroom", "blocking", "reserve"):
+        for name in ("headroom", "spare", "blocking", "reserve"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
         if self.window < 1:
             raise ValueError(f"window must be at least 1, got {self.window}")
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A prompt that competes for prefill time: `due` is when its last chunk must be done.
+class Job(NamedTuple):
+    """A prompt that competes for time. Ordered by `due`, when its last chunk must be done.
 
-    Ordered by due time. `density` is what keeping the promise is worth per prompt token.
+    work: seconds of prefill; load: share of all time that its decoding will take; density: value
+    of the promise per second of work to come.
     """
 
     due: float
     id: str
-    tokens: int
+    work: float
+    load: float
     density: float
+
+
+class Supply(NamedTuple):
+    """Prefill time to come: so much within this step, then a share of all time.
+
+    This step ends `step` seconds from now at the latest; `base` of it is not prefill.
+    """
+
+    step: float
+    base: float
+    share: float
+
+    def until(self, span: float, load: float) -> float:
+        """Seconds of prefill within `span` seconds from now, beside `load` of further decoding."""
+        burst = min(self.step, span) - self.base
+        return burst + max(0.0, self.share - load) * max(0.0, span - self.step)
 
 
 class Giusto:
@@ -69,7 +93,7 @@ class Giusto:
         self.parameters = parameters
         self.latency = deps.latency
         self.lengths = deps.lengths
-        self._jobs: dict[str, Job | None] = {}
+        self._dues: dict[str, float] = {}
         self._ttfts: dict[str, float] = {}
         self._calls = _CallCounts()
 
@@ -81,123 +105,78 @@ class Giusto:
             case Arrived(request):
                 if isinstance(request.slo, Streaming) and request.slo.ttft is not None:
                     self._ttfts[request.service_class] = request.slo.ttft
-            case Preempted(request_id) | Finished(request_id) | Rejected(request_id):
-                self._jobs.pop(request_id, None)
+            case Finished(request_id) | Rejected(request_id):
+                self._dues.pop(request_id, None)
 
     # Deciding
 
     def plan(self, view: View) -> Plan:
-        step = _StepCost.of(self.latency, view.running)
-        keep, rest = self._split_decodes(view, step)
-        time = self._time(view, keep, step)
-        num_prefill = int(max(0.0, time - step.decode_time(len(keep))) / step.per_prefill_token)
-        jobs = self._jobs_of(view)
-        chosen, dropped = choose(jobs, view.now, self._prefill_rate(num_prefill, time, step))
+        cost = _Cost.of(self.latency, view.running)
+        batch = self._batch(view, cost)
+        base = cost.decode_time(len(batch.kept))
+        full = base + view.limits.max_num_batched_tokens * cost.per_prefill
+        most = min(full, self._step_time(batch, base, self.parameters.headroom))
+        some = min(most, self._step_time(batch, base, self.parameters.spare), batch.pace)
+        jobs = self._jobs(view, batch, cost)
+        chosen, dropped = choose(jobs, view.now, Supply(most, base, batch.share_left(cost)))
+        wanted = sum(job.work for job in chosen)
+        left = max(0.0, some - base)
+        num_rest = int(max(FLOOR_SHARE * most, left - wanted) / cost.per_decode)
+        rest = batch.rest[:num_rest]
+        prefill = max(min(wanted, most - base), left - len(rest) * cost.per_decode)
         order = chain(
-            keep,
+            batch.kept,
             (job.id for job in chosen),
-            self._fill(rest, time, len(keep), step),
+            rest,
             (job.id for job in dropped),
-            self._hopeless_prompts(view, jobs),
+            self._other_prompts(view, {job.id for job in jobs}),
         )
-        wants = with_floor((Want(request_id) for request_id in order), view)
-        # A prompt must move even when the streams leave no time for it: a twentieth of a step.
-        least = max(view.limits.block_size, view.limits.max_num_batched_tokens // 20)
-        return pack(wants, view, budget=Budget(max_prefill_tokens=max(num_prefill, least)))
+        floor = int(max(FLOOR_SHARE * most, prefill - wanted) / cost.per_prefill)
+        wants = with_floor(map(Want, order), view, max_tokens=max(1, floor))
+        return pack(wants, view, budget=Budget(max_prefill_tokens=_tokens(prefill, view, cost)))
 
-    def _split_decodes(
-        self, view: View, step: _StepCost
-    ) -> tuple[list[str], list[tuple[float, str]]]:
-        """Part decoding residents into those to serve now and those that can wait.
+    def _step_time(self, batch: _Batch, base: float, share: float) -> float:
+        """How long a step may last that spends `share` of the tightest slack."""
+        blocking = self.parameters.blocking * min(self._ttfts.values(), default=math.inf)
+        return max(base, min(share * batch.slack, max(blocking, 2 * base)))
 
-        Returns ids by slack, and (rank, id) pairs of the rest, lower rank first.
-        """
-        keep: list[tuple[float, str]] = []
-        rest: list[tuple[float, str]] = []
-        for request in view.running:
-            if request.num_remaining_tokens != 1 or request.num_output_tokens == 0:
-                continue
-            if math.isinf(due(request.slo, request)):
-                rest.append((2.0, request.id))
-            elif self._is_lost(request, view.now):
-                rest.append((1.0, request.id))
+    # Decodes
+
+    def _batch(self, view: View, cost: _Cost) -> _Batch:
+        """Part decoding residents into promises to keep, by urgency, and the rest."""
+        now, lengths, batch = view.now, self.lengths, _Batch()
+        kept: list[tuple[float, str]] = []
+        rest: list[tuple[int, float, str]] = []
+        decodes = [r for r in view.running if _is_decoding(r)]
+        fastest = cost.decode_time(len(decodes))
+        for request in decodes:
+            slo = request.slo
+            when = due(slo, request)
+            if math.isinf(when):
+                rest.append((2, request.arrival, request.id))
+            elif self._is_lost(request, now):
+                rest.append((1, request.arrival, request.id))
+            elif isinstance(slo, Streaming):
+                slack, tpot = when - now, slo.tpot or math.inf
+                batch.slack = min(batch.slack, slack)
+                batch.tightest = min(batch.tightest, tpot)
+                batch.rate += 1 / tpot
+                kept.append((slack, request.id))
             else:
-                keep.append((self._slack(request, view, step), request.id))
-        keep.sort()
-        return [request_id for _, request_id in keep], sorted(rest)
-
-    def _time(self, view: View, keep: list[str], step: _StepCost) -> float:
-        """How long this step may last: as long as the tightest stream can wait."""
-        blocking = self.parameters.blocking * min(self._ttfts.values(), default=1.0)
-        floor = step.decode_time(len(keep))
-        slack = math.inf
-        for request_id in keep:
-            request = view.request(request_id)
-            if isinstance(request.slo, Streaming):
-                slack = min(slack, due(request.slo, request) - view.now)
-        return max(floor, min(self.parameters.headroom * slack, max(blocking, 2 * floor)))
-
-    def _fill(
-        self, rest: Sequence[tuple[float, str]], time: float, num_kept: int, step: _StepCost
-    ) -> Iterator[str]:
-        """Decodes without a promise, as many as the step has time for."""
-        room = int(max(0.0, time - step.decode_time(num_kept)) / step.per_decode)
-        free = max(0, step.free_decodes - num_kept)
-        return (request_id for _, request_id in rest[: max(room, free)])
-
-    def _hopeless_prompts(self, view: View, jobs: Sequence[Job]) -> Iterator[str]:
-        """Prompts of missed promises and best effort, in order of arrival.
-
-        They leave a share of the slots to promises still to come.
-        """
-        kept = {job.id for job in jobs}
-        reserve = int(self.parameters.reserve * view.limits.max_num_seqs)
-        for request in view.running:
-            if request.num_output_tokens == 0 and request.id not in kept:
-                yield request.id
-        for request in view.waiting[: max(0, view.free_slots - reserve)]:
-            if request.id not in kept:
-                yield request.id
-
-    # Prompts
-
-    def _jobs_of(self, view: View) -> list[Job]:
-        """Prompts whose promise can still be kept: residents and the tightest waiting ones."""
-        jobs = [
-            job
-            for request in view.running
-            if request.num_output_tokens == 0 and request.num_remaining_tokens > 0
-            if (job := self._job(request, view)) is not None and job.due >= view.now
-        ]
-        memo, now = self._jobs, view.now
-        waiting = []
-        for request in view.waiting:
-            if request.id not in memo:
-                memo[request.id] = self._job(request, view)
-            job = memo[request.id]
-            if job is not None and job.due >= now:
-                waiting.append(job)
-        jobs += nsmallest(self.parameters.window, waiting, key=_due)
-        return sorted(jobs, key=_due)
-
-    def _job(self, request: RequestView, view: View) -> Job | None:
-        """The prompt of a request as a job; None without a promise that could be kept."""
-        if request.is_demoted or is_missed(request.slo, request, view.now):
-            return None
-        when = due(request.slo, request)
-        if math.isinf(when):
-            return None
-        if isinstance(request.slo, Deadline | Program):
-            when = self._call_due(request, view) - self._decode_time_left(request)
-        tokens = max(1, request.num_remaining_tokens)
-        return Job(when, request.id, tokens, request.weight / tokens)
-
-    def _prefill_rate(self, num_prefill: int, time: float, step: _StepCost) -> float:
-        """Prompt tokens per second at this step's mix; never nothing."""
-        slowest = 0.1 / step.per_prefill_token
-        return max(slowest, num_prefill / time if time > 0 else slowest)
-
-    # Slack
+                left = lengths.remaining(request)
+                span = self._call_due(request, view) - now
+                pace = span / (left + MARGIN)
+                if pace < fastest:
+                    rest.append((0, request.arrival, request.id))
+                    continue
+                batch.pace = min(batch.pace, pace)
+                batch.rate += 1 / pace
+                kept.append((span - left * fastest, request.id))
+        kept.sort()
+        rest.sort()
+        batch.kept = [request_id for _, request_id in kept]
+        batch.rest = [request_id for _, _, request_id in rest]
+        return batch
 
     def _is_lost(self, request: RequestView, now: float) -> bool:
         """Missed, or a stream with more late tokens than its likely length forgives."""
@@ -208,70 +187,167 @@ class Giusto:
         length = request.num_output_tokens + self.lengths.remaining(request)
         return request.late_tokens > length / LATE_TOKENS_PER
 
-    def _slack(self, request: RequestView, view: View, step: _StepCost) -> float:
-        """Seconds that the request can do without service."""
-        if isinstance(request.slo, Streaming):
-            return due(request.slo, request) - view.now
-        return self._call_due(request, view) - self._decode_time_left(request) - view.now
-
-    def _decode_time_left(self, request: RequestView) -> float:
-        """Likely seconds of decoding to come, at the pace of a half-full batch."""
-        one = self.latency.step_time(BatchShape(decode_seqs=8, kv_tokens=8 * 256))
-        return one * self.lengths.remaining(request)
-
     def _call_due(self, request: RequestView, view: View) -> float:
         """When a call must end for its program to make it: an even split over calls to come."""
         when = due(request.slo, request)
-        program = view.program(request.program) if request.program else None
-        if program is None or not isinstance(request.slo, Program):
+        if not isinstance(request.slo, Program):
             return when
-        left = max(1.0, self._calls.expected(request.app) - program.num_finished_calls)
-        return request.arrival + (when - request.arrival) / left
+        return request.arrival + (when - request.arrival) / self._calls_left(request, view)
+
+    def _calls_left(self, request: RequestView, view: View) -> float:
+        """Calls that the program is still to make, this one included; 1 for others."""
+        program = view.program(request.program) if request.program else None
+        if program is None:
+            return 1.0
+        return max(1.0, self._calls.expected(request.app) - program.num_finished_calls)
+
+    # Prompts
+
+    def _jobs(self, view: View, batch: _Batch, cost: _Cost) -> list[Job]:
+        """Prompts whose promise can still be kept: residents and the tightest waiting ones."""
+        prompts = [r for r in view.running if r.num_remaining_tokens and not _is_decoding(r)]
+        waiting = nsmallest(self.parameters.window, self._promised(view))
+        pace = max(2 * cost.base, batch.tightest if batch.tightest < math.inf else 0.0)
+        jobs = []
+        for request in chain(prompts, (view.waiting[index] for _, index in waiting)):
+            job = self._job(request, view, pace, cost)
+            if job is not None:
+                jobs.append(job)
+        jobs.sort()
+        return jobs
+
+    def _promised(self, view: View) -> Iterator[tuple[float, int]]:
+        """Due times and places in line of waiting requests that are not missed."""
+        memo, now = self._dues, view.now
+        for index, request in enumerate(view.waiting):
+            when = memo.get(request.id)
+            if when is None:
+                when = memo[request.id] = due(request.slo, request)
+            if now <= when < math.inf:
+                yield when, index
+
+    def _job(self, request: RequestView, view: View, pace: float, cost: _Cost) -> Job | None:
+        """The prompt of a request as a job; None without a promise that could be kept."""
+        when = due(request.slo, request)
+        if math.isinf(when) or self._is_lost(request, view.now):
+            return None
+        tokens = request.num_remaining_tokens
+        if request.resident_since is None:
+            tokens -= view.cost(request.id, 1).cached_tokens
+        work = max(1, tokens) * cost.per_prefill
+        left = self.lengths.remaining(request)
+        calls, extra = 1.0, 0.0
+        if isinstance(request.slo, Streaming):
+            rate = 1 / request.slo.tpot if request.slo.tpot else 0.0
+        else:
+            when = self._call_due(request, view)
+            calls = self._calls_left(request, view)
+            span = when - view.now - work - cost.base
+            fastest = span / (left + MARGIN)
+            if fastest < cost.base + cost.per_decode:
+                return None
+            usual, pace = pace, min(pace, fastest)
+            rate = 1 / pace
+            when -= (left + MARGIN) * pace
+            extra = cost.base * max(0.0, 1 - pace / usual)
+        if when < view.now + work:
+            return None
+        value = request.weight / (calls * (work + left * (cost.per_decode + extra)))
+        return Job(when, request.id, work, rate * (cost.per_decode + extra), value)
+
+    def _other_prompts(self, view: View, jobs: set[str]) -> Iterator[str]:
+        """Prompts of missed promises and best effort, in order of arrival.
+
+        They leave a share of slots and blocks to promises still to come.
+        """
+        running = view.running
+        for request in running:
+            if request.id not in jobs and not _is_decoding(request):
+                yield request.id
+        num_blocks = view.free_blocks + sum(view.held(r.id) for r in running)
+        reserve = self.parameters.reserve
+        room = view.free_slots - int(reserve * view.limits.max_num_seqs)
+        if running and (room < 1 or view.free_blocks < reserve * num_blocks):
+            return
+        others = (r.id for r in view.waiting if r.id not in jobs)
+        yield from islice(others, max(1, room))
 
 
-def choose(jobs: Sequence[Job], now: float, rate: float) -> tuple[list[Job], list[Job]]:
-    """Pick the jobs to finish in time when each takes tokens / rate seconds, one after another.
+def _tokens(prefill: float, view: View, cost: _Cost) -> int:
+    """Seconds of prefill as tokens; something must move even when streams leave no time."""
+    tokens = int(min(prefill / cost.per_prefill, view.limits.max_num_batched_tokens))
+    return max(1 if view.running else view.limits.block_size, tokens)
+
+
+def _is_decoding(request: RequestView) -> bool:
+    return request.num_remaining_tokens == 1 and request.num_output_tokens > 0
+
+
+def choose(jobs: Sequence[Job], now: float, supply: Supply) -> tuple[list[Job], list[Job]]:
+    """Pick the prompts to finish in time, one after another, with the time that there is.
 
     `jobs` in order of due time. Moore and Hodgson: take each in turn; when one comes late, drop
-    the job of least density among those taken. With equal weights the fewest possible jobs are
-    dropped. Returns (kept, dropped), both by due time; O(n log n).
+    the job of least density among those taken. With equal weights and no load the fewest possible
+    are dropped. Returns (kept, dropped), both by due time; O(n log n).
     """
     by_density: list[tuple[float, str]] = []
     kept: dict[str, Job] = {}
     dropped: set[str] = set()
-    end = now
+    work = load = 0.0
     for job in jobs:
         kept[job.id] = job
         heappush(by_density, (job.density, job.id))
-        end += job.tokens / rate
-        while end > job.due and kept:
+        work += job.work
+        load += job.load
+        while kept and work > supply.until(job.due - now, load):
             _, worst = heappop(by_density)
-            end -= kept.pop(worst).tokens / rate
+            gone = kept.pop(worst)
+            work -= gone.work
+            load -= gone.load
             dropped.add(worst)
     return list(kept.values()), [job for job in jobs if job.id in dropped]
 
 
+@dataclass(slots=True)
+class _Batch:
+    """Decoding residents: ids to serve now and later, and what the former need.
+
+    slack: seconds until the tightest stream's next token is due; pace: seconds that a step may
+    last for the tightest deadline; tightest: the least TPOT promised; rate: tokens a second that
+    all of them need.
+    """
+
+    kept: list[str] = field(default_factory=list)
+    rest: list[str] = field(default_factory=list)
+    slack: float = math.inf
+    pace: float = math.inf
+    tightest: float = math.inf
+    rate: float = 0.0
+
+    def share_left(self, cost: _Cost) -> float:
+        """Share of all time that decoding the kept at their pace leaves for prompts."""
+        pace = min(self.pace, self.tightest)
+        return max(0.0, 1 - cost.base / pace - cost.per_decode * self.rate)
+
+
 @dataclass(frozen=True, slots=True)
-class _StepCost:
+class _Cost:
     """Seconds of a step around the present batch, by the latency model."""
 
     base: float
     per_decode: float
-    per_prefill_token: float
-    free_decodes: int = 8
+    per_prefill: float
 
     @classmethod
-    def of(cls, latency: LatencyModel, running: Sequence[RequestView]) -> _StepCost:
-        decodes = [r for r in running if r.num_output_tokens]
-        context = sum(r.num_tokens for r in decodes) / len(decodes) if decodes else 128
-        one = latency.step_time(BatchShape(decode_seqs=1, kv_tokens=int(context)))
-        nine = latency.step_time(BatchShape(decode_seqs=9, kv_tokens=int(9 * context)))
-        prefill = latency.step_time(
-            BatchShape(decode_seqs=1, kv_tokens=int(context), prefill_tokens=64)
-        )
+    def of(cls, latency: LatencyModel, running: Sequence[RequestView]) -> _Cost:
+        contexts = [r.num_tokens for r in running if r.num_output_tokens]
+        context = sum(contexts) // len(contexts) if contexts else 128
+        one = latency.step_time(BatchShape(decode_seqs=1, kv_tokens=context))
+        nine = latency.step_time(BatchShape(decode_seqs=9, kv_tokens=9 * context))
+        prefill = latency.step_time(BatchShape(decode_seqs=1, kv_tokens=context, prefill_tokens=64))
         tiny = 1e-7
         per_decode = max((nine - one) / 8, tiny)
-        return cls(one - per_decode, per_decode, max((prefill - one) / 64, tiny))
+        return cls(max(one - per_decode, tiny), per_decode, max((prefill - one) / 64, tiny))
 
     def decode_time(self, num_decodes: int) -> float:
         return self.base + num_decodes * self.per_decode
@@ -297,10 +373,6 @@ class _CallCounts:
             mean = self._means.get(app)
             if count:
                 self._means[app] = count if mean is None else mean + 0.1 * (count - mean)
-
-
-def _due(job: Job) -> float:
-    return job.due
 
 
 def make(parameters: Parameters, deps: Dependencies) -> Giusto:
