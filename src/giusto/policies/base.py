@@ -51,12 +51,20 @@ def with_floor(
 
 
 def _starved(view: View) -> RequestView | None:
-    unserved = (request for request in view.waiting if request.first_token is None)
-    candidates = [r for r in view.running if r.first_token is None and r.num_remaining_tokens]
-    if (first := next(unserved, None)) is not None:
-        candidates.append(first)
-    longest = min(candidates, key=lambda request: request.arrival, default=None)
-    if longest is None:
-        return None
-    span = longest.slo.starvation if isinstance(longest.slo, BestEffort) else DEFAULT_STARVATION
-    return longest if view.now - longest.arrival > span / 2 else None
+    """Who is due for the floor: best effort, which was promised it, before missed promises."""
+    due = [r for r in view.running if r.first_token is None and r.num_remaining_tokens]
+    due = [r for r in due if _is_due(r, view.now)]
+    for request in view.waiting:
+        if request.first_token is None:
+            if not _is_due(request, view.now):
+                break
+            due.append(request)
+            if isinstance(request.slo, BestEffort):
+                break
+    return min(due, key=lambda r: (not isinstance(r.slo, BestEffort), r.arrival), default=None)
+
+
+def _is_due(request: RequestView, now: float) -> bool:
+    slo = request.slo
+    span = slo.starvation if isinstance(slo, BestEffort) else DEFAULT_STARVATION
+    return now - request.arrival > span / 2
