@@ -65,13 +65,15 @@ def capacity(name: str) -> float:
 
 
 def loaded(rate: float, *, is_flooding: bool) -> Load:
-    """Urgent traffic at `rate`, spread out or in floods of 20 s each, and a little best effort."""
+    """Urgent traffic at `rate`, spread out or in floods, and a little best effort.
+
+    A flood brings two minutes of arrivals in 90 s: a backlog then lasts almost until the next.
+    """
     draw = random.Random(17)
     asks, now = [], 0.0
     while now < SPAN:
         now += draw.expovariate(rate)
-        # A flood compresses each 20 s of arrivals into their first 5 s.
-        at = now - 0.75 * (now % 20.0) if is_flooding else now
+        at = now - 0.25 * (now % 120.0) if is_flooding else now
         asks.append(urgent(f"u{len(asks)}", at))
     asks += [patient(f"b{i}", 5.0 + 12.0 * i) for i in range(int(SPAN / 12))]
     return Load(asks, dict.fromkeys((ask.id for ask in asks), 8))

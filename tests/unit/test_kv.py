@@ -182,3 +182,14 @@ def test_check_finds_a_lost_reference() -> None:
     pool.check([blocks])
     with pytest.raises(AssertionError, match="references"):
         pool.check([])
+
+
+def test_the_digest_tells_what_is_cached_not_how_it_came() -> None:
+    """Equal caches have equal digests in any order, and forgetting a block is seen."""
+    one, other = BlockPool(2, 2), BlockPool(2, 2)
+    empty = one.digest
+    one.release(named(one, b"a" * 16, b"b" * 16))
+    other.release(named(other, b"b" * 16, b"a" * 16))
+    assert one.digest == other.digest != empty
+    one.allocate(2)
+    assert one.digest == empty

@@ -179,6 +179,15 @@ def test_a_shorter_span_of_its_own_counts() -> None:
     assert floored(view, "b") == [("a", 3), ("b", None)]
 
 
+def test_best_effort_is_promised_the_floor_missed_promises_only_borrow_it() -> None:
+    """A flood of missed requests that came before it does not keep it waiting."""
+    flood = [request(f"u{i}", slo=Streaming(1.0)) for i in range(3)]
+    view = LiteralView([], [*flood, request("b", arrival=0.5), request("c")], now=31.0)
+    assert floored(view)[0][0] == "b"
+    view.waiting = flood
+    assert floored(view)[0][0] == "u0"
+
+
 def test_a_single_token_is_the_least_floor() -> None:
     """Where a twentieth is less than a token, it is one."""
     view = LiteralView([], [request("a")], limits=Limits(4, 8, 4), now=31.0)
