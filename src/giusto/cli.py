@@ -204,6 +204,8 @@ def _settings(given: dict[str, Any], config: Path | None) -> tuple[ServerSetting
     options |= parse_options(given.pop("policy_option", []))
     if "kv_cache_memory" in given:
         given["kv_cache_memory"] = parse_bytes(given["kv_cache_memory"])
+    if "enable_prefix_caching" in given:
+        given["prefix_caching"] = given.pop("enable_prefix_caching")
     if "served_model_name" in given:
         given["served_model_names"] = tuple(given.pop("served_model_name"))
     if "allowed_origins" in given:
@@ -212,7 +214,11 @@ def _settings(given: dict[str, Any], config: Path | None) -> tuple[ServerSetting
     if secret := given.pop("api_key", None):
         others = tuple(key for key in server.keys if key.name != "env")
         server = replace(server, keys=(*others, ApiKey.of("env", secret)))
-    engine = read_table(EngineSettings, read.tables.get("engine", {}), "engine")
+    table = read.tables.get("engine", {})
+    for setting in _SHARED:
+        if setting in table:
+            raise ConfigError(f"{setting} belongs into [server], not into [engine]")
+    engine = read_table(EngineSettings, table, "engine")
     server = replace(server, **_of(server, given))
     engine = replace(engine, **_of(engine, given), policy_options=options)
     # What both need to know is the server's to say.

@@ -55,9 +55,15 @@ def fit(samples: list[tuple[BatchShape, float]]) -> LinearLatency:
 
 
 def _fitting(kv: KVCache) -> Iterator[tuple[int, int, int]]:
-    for count, tokens, context in SHAPES:
-        if count * -(-(context + tokens) // kv.block_size) <= kv.num_blocks:
-            yield count, tokens, context
+    fitting = (
+        (count, tokens, context)
+        for count, tokens, context in SHAPES
+        if count * -(-(context + tokens) // kv.block_size) <= kv.num_blocks
+    )
+    # A single token fits any cache.
+    first = next(fitting, (1, 1, 0))
+    yield first
+    yield from fitting
 
 
 def _shape(count: int, tokens: int, context: int) -> BatchShape:

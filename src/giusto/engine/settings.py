@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from giusto.core.errors import ConfigError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_COUNTS = (
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_size",
+    "kv_cache_memory",
+    "max_num_queued_reqs",
+    "max_num_queued_tokens",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +47,17 @@ class EngineSettings:
     seed: int | None = None
     clock_offset: float = 0.0
     log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        if not self.program_idle_timeout > 0:
+            raise ConfigError(
+                f"program_idle_timeout must be greater than 0, got {self.program_idle_timeout}"
+            )
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.device):
+            raise ConfigError(f"device must be auto, cpu or cuda, got {self.device!r}")
