@@ -1,7 +1,7 @@
 """Compare or tune policies in virtual time: the built-in mixed workload on a model of an engine.
 
     python benchmarks/policies/probe.py --rate 2.5 --seed 1 --seed 2 --seed 3
-    python benchmarks/policies/probe.py --policy giusto:window=9 --policy sarathi:chunk_tokens=64
+    python benchmarks/policies/probe.py --policy giusto:window=9 --policy sarathi
     python benchmarks/policies/probe.py --policy priority:chat=0+tool=1+program=1+best_effort=10
     python benchmarks/policies/probe.py --capacity 0.9 --policy fcfs
 
@@ -318,7 +318,7 @@ def row(text: str, rate: float, runs: list[Summary]) -> list[str]:
     ]
 
 
-def main(  # noqa: PLR0913, PLR0917  one per option
+def main(
     policy: Annotated[
         list[str] | None, typer.Option(help="name or name:option=value+…; default: all")
     ] = None,

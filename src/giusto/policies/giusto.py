@@ -30,6 +30,10 @@ from giusto.policies.base import FLOOR_SHARE, Dependencies, with_floor
 
 #: Tokens that a deadline is ahead of its schedule, against noise.
 MARGIN = 2
+#: What takes no more than this share of a step costs nothing.
+FREE_SHARE = 0.01
+#: Of all time that a deadline's prompt may count on, at least.
+LEAST_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,7 @@ class Giusto:
         num_rest = int(max(FLOOR_SHARE * most, left - wanted) / cost.per_decode)
         rest = batch.rest[:num_rest]
         prefill = max(min(wanted, most - base), left - len(rest) * cost.per_decode)
+        prefill = max(prefill, FREE_SHARE * base)
         order = chain(
             batch.kept,
             (job.id for job in chosen),
@@ -207,10 +212,11 @@ class Giusto:
         """Prompts whose promise can still be kept: residents and the tightest waiting ones."""
         prompts = [r for r in view.running if r.num_remaining_tokens and not _is_decoding(r)]
         waiting = nsmallest(self.parameters.window, self._promised(view))
-        pace = max(2 * cost.base, batch.tightest if batch.tightest < math.inf else 0.0)
+        share = batch.share_left(cost)
+        usual = max(2 * cost.base, batch.tightest if batch.tightest < math.inf else 0.0)
         jobs = []
         for request in chain(prompts, (view.waiting[index] for _, index in waiting)):
-            job = self._job(request, view, pace, cost)
+            job = self._job(request, view, usual, share, cost)
             if job is not None:
                 jobs.append(job)
         jobs.sort()
@@ -226,7 +232,9 @@ class Giusto:
             if now <= when < math.inf:
                 yield when, index
 
-    def _job(self, request: RequestView, view: View, pace: float, cost: _Cost) -> Job | None:
+    def _job(
+        self, request: RequestView, view: View, usual: float, share: float, cost: _Cost
+    ) -> Job | None:
         """The prompt of a request as a job; None without a promise that could be kept."""
         when = due(request.slo, request)
         if math.isinf(when) or self._is_lost(request, view.now):
@@ -242,14 +250,14 @@ class Giusto:
         else:
             when = self._call_due(request, view)
             calls = self._calls_left(request, view)
-            span = when - view.now - work - cost.base
-            fastest = span / (left + MARGIN)
-            if fastest < cost.base + cost.per_decode:
+            # The pace of streams if there is time for it, else what its prompt leaves.
+            reach = 2 * cost.base + work / max(share, LEAST_SHARE)
+            pace = min(usual, (when - view.now - reach) / (left + MARGIN))
+            if pace < cost.base + cost.per_decode:
                 return None
-            usual, pace = pace, min(pace, fastest)
             rate = 1 / pace
             when -= (left + MARGIN) * pace
-            extra = cost.base * max(0.0, 1 - pace / usual)
+            extra = cost.base * (1 - pace / usual)
         if when < view.now + work:
             return None
         value = request.weight / (calls * (work + left * (cost.per_decode + extra)))
