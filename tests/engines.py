@@ -1,0 +1,156 @@
+"""A synchronous engine over a tiny model, and what `transformers` answers on the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from fakes import MockClock
+from giusto import build
+from giusto.core.clock import Clock
+from giusto.core.events import Event, Finished, Rejected, Stepped
+from giusto.core.latency import LinearLatency
+from giusto.core.request import FinishReason, Reason, SamplingParams, Submission
+from giusto.engine.engine import Engine
+from giusto.engine.runner import ModelRunner
+from giusto.engine.sampler import Sampler
+from giusto.engine.settings import EngineSettings
+from giusto.engine.tensors import KVCache
+from giusto.engine.tokenizer import Tokenizer
+from giusto.engine.weights import LoadedModel, load_model
+from tiny_models import make_tiny
+
+LATENCY = (0.015, 0.0007, 2e-8, 0.0006, 1e-6, 0.0006, 0.001, 0.0, 0.0)
+CLEAR_GAP = 1e-3
+
+
+@dataclass
+class Answer:
+    """What one sample got."""
+
+    tokens: list[int] = field(default_factory=list)
+    finish: FinishReason | None = None
+    error: str | None = None
+    refused: Reason | None = None
+    logprobs: list[Any] = field(default_factory=list)
+
+
+class TinyEngine:
+    """An `Engine` with its answers collected; block memory starts as NaN, clock moves by steps."""
+
+    def __init__(self, model: LoadedModel, num_blocks: int = 256, **settings: Any) -> None:
+        self.clock = MockClock()
+        self.settings = EngineSettings(check=True, seed=5, **settings)
+        size = self.settings.block_size
+        kv = KVCache(model.config, num_blocks, size, model.decoder.dtype, "cpu")
+        for layer in kv.layers:
+            layer.keys.fill_(float("nan"))
+            layer.values.fill_(float("nan"))
+        self.sampler = Sampler(model.config.vocab_size, model.eos_token_ids)
+        runner = ModelRunner(model.decoder, kv, self.sampler, Tokenizer(model.folder))
+        latency = LinearLatency(LATENCY)
+        self.scheduler = build.scheduler(self.settings, latency, num_blocks)
+        clock: Clock = self.clock
+        self.engine = Engine(self.scheduler, runner, clock, latency, Random(5))
+        self.answers: dict[str, Answer] = {}
+        self.events: list[Event] = []
+        self.num_prompt_tokens = 0
+
+    def submit(self, name: str, prompt: Sequence[int], **options: Any) -> None:
+        """Queue a request; options are sampling parameters, or fields of the submission."""
+        fields = {k: options.pop(k) for k in ("n", "slo", "cache_salt") if k in options}
+        self.engine.submit(
+            Submission(
+                name,
+                self.clock.now(),
+                len(prompt),
+                prompt_ids=tuple(prompt),
+                sampling=SamplingParams(**options),
+                **fields,
+            )
+        )
+
+    def step(self) -> None:
+        """Do one step; the clock moves by 10 ms."""
+        events, wake_at = self.engine.step()
+        self.clock.advance(0.01 if wake_at is None else max(0.01, wake_at - self.clock.now()))
+        self.take(events)
+        self.scheduler.check()
+
+    def take(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self.events.append(event)
+            match event:
+                case Stepped(outcome):
+                    self.num_prompt_tokens += outcome.shape.prefill_tokens
+                    for name, made in outcome.yields.items():
+                        answer = self.answers.setdefault(name, Answer())
+                        answer.tokens += made.tokens
+                        answer.logprobs += made.logprobs or ()
+                case Finished(name, _, reason, message):
+                    answer = self.answers.setdefault(name, Answer())
+                    answer.finish, answer.error = reason, message
+                case Rejected(name, _, reason):
+                    self.answers.setdefault(name, Answer()).refused = reason
+
+    def run(self, most: int = 5000) -> dict[str, Answer]:
+        """Step until nothing is left to do, then check that nothing leaked."""
+        for _ in range(most):
+            if not self.scheduler.has_work:
+                break
+            self.step()
+        self.take(self.engine.take_events())
+        self.assert_empty()
+        return self.answers
+
+    def assert_empty(self) -> None:
+        """Nothing is known of any request any more, and all memory is free."""
+        assert not self.scheduler.has_work
+        self.scheduler.check()
+        pool = self.scheduler.pool
+        assert pool.num_free == pool.num_blocks
+        assert not self.engine.runner._stops
+        assert not self.sampler._counts
+
+    def count(self, kind: type[Event]) -> int:
+        return sum(isinstance(event, kind) for event in self.events)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One tiny model, and `transformers` on the same weights."""
+
+    name: str
+    folder: Path
+    model: LoadedModel
+    reference: Any
+
+    def generate(self, prompt: Sequence[int], count: int) -> tuple[list[int], list[float]]:
+        """Greedy tokens of `transformers` after a prompt, and the gap of the top two at each."""
+        answer = self.reference.generate(
+            torch.tensor([list(prompt)]),
+            do_sample=False,
+            max_new_tokens=count,
+            return_dict_in_generate=True,
+            output_logits=True,
+            pad_token_id=0,
+        )
+        best = torch.cat(answer.logits).topk(2).values
+        return answer.sequences[0, len(prompt) :].tolist(), (best[:, 0] - best[:, 1]).tolist()
+
+
+def make_family(folder: Path, name: str, seed: int = 3) -> Family:
+    make_tiny(folder, name, seed=seed)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return Family(name, folder, load_model(folder, "float32"), reference)
+
+
+def random_prompt(length: int, seed: int) -> list[int]:
+    draw = Random(seed)
+    return [draw.randrange(3, 320) for _ in range(length)]

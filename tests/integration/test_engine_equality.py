@@ -1,0 +1,193 @@
+"""The whole engine against `transformers.generate`, token for token, however it is driven."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from engines import CLEAR_GAP, Answer, Family, TinyEngine, make_family, random_prompt
+from giusto.core.events import Preempted, Resumed
+from giusto.core.request import FinishReason
+from giusto.policies import REGISTRY
+from tiny_models import FAMILIES
+
+NEW_TOKENS = 32
+#: The second begins with the first: two blocks of 16 are shared.
+SHARED = random_prompt(37, 1)
+PROMPTS = (SHARED, [*SHARED[:33], *random_prompt(15, 2)], random_prompt(5, 3), random_prompt(21, 4))
+
+
+@dataclass(frozen=True)
+class Expected:
+    tokens: list[int]
+    gaps: list[float]
+
+
+@dataclass(frozen=True)
+class Case:
+    family: Family
+    expected: list[Expected]
+
+    def engine(self, **settings) -> TinyEngine:
+        return TinyEngine(self.family.model, **settings)
+
+    def assert_equal(self, answer: Answer, index: int) -> None:
+        """The answer is the reference's, up to a place where the reference itself nearly ties."""
+        expected = self.expected[index]
+        sure = next((i for i, gap in enumerate(expected.gaps) if gap <= CLEAR_GAP), None)
+        assert answer.tokens[:sure] == expected.tokens[:sure]
+        if sure is None:
+            is_full = len(expected.tokens) == NEW_TOKENS
+            assert answer.finish == (FinishReason.LENGTH if is_full else FinishReason.STOP)
+
+
+def make_case(folder, name: str) -> Case:
+    family = make_family(folder, name)
+    return Case(family, [Expected(*family.generate(p, NEW_TOKENS)) for p in PROMPTS])
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def case(request, tmp_path_factory) -> Case:
+    return make_case(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Case:
+    return make_case(tmp_path_factory.mktemp("llama"), "llama3")
+
+
+def submit_all(engine: TinyEngine, copies: int = 1) -> None:
+    for copy in range(copies):
+        for i, prompt in enumerate(PROMPTS):
+            engine.submit(f"{i}.{copy}", prompt, temperature=0.0, max_tokens=NEW_TOKENS)
+
+
+def assert_all_equal(case: Case, engine: TinyEngine) -> None:
+    for name, answer in engine.answers.items():
+        case.assert_equal(answer, int(name[0]))
+
+
+def test_ties_are_rare(case: Case) -> None:
+    """More than 99 % of the reference's tokens are decided by a clear gap."""
+    gaps = [gap for expected in case.expected for gap in expected.gaps]
+    assert sum(gap > CLEAR_GAP for gap in gaps) > 0.99 * len(gaps)
+    assert len(gaps) > 40
+
+
+def test_alone(case: Case) -> None:
+    """Requests one after the other, without a prefix cache, are answered token for token."""
+    engine = case.engine(prefix_caching=False)
+    for i, prompt in enumerate(PROMPTS):
+        engine.submit(f"{i}", prompt, temperature=0.0, max_tokens=NEW_TOKENS)
+        engine.run()
+    assert_all_equal(case, engine)
+
+
+def test_batched_with_prefix_hits(case: Case) -> None:
+    """Twelve requests at once, then the same again upon their cached prefixes, change nothing."""
+    engine = case.engine()
+    for _ in range(2):
+        submit_all(engine, copies=3)
+        engine.run()
+        assert len(engine.answers) == 12
+        assert_all_equal(case, engine)
+        engine.answers.clear()
+    # The second time only what lies behind the full blocks of a prompt is computed.
+    assert engine.num_prompt_tokens < 4 * sum(map(len, PROMPTS))
+
+
+@pytest.mark.parametrize("budget", [1, 7])
+def test_chunked(case: Case, budget: int) -> None:
+    """A budget of a few tokens per step cuts prompts to pieces and changes nothing."""
+    engine = case.engine(max_num_batched_tokens=budget, block_size=8)
+    submit_all(engine)
+    engine.run()
+    assert_all_equal(case, engine)
+
+
+def test_across_preemptions(case: Case) -> None:
+    """With memory for two requests, some lose their blocks half way and end as they would have."""
+    engine = case.engine(num_blocks=11, block_size=8, scheduling_policy="fcfs")
+    submit_all(engine, copies=2)
+    engine.run()
+    assert engine.count(Preempted) >= 2
+    assert engine.count(Resumed) == engine.count(Preempted)
+    assert_all_equal(case, engine)
+
+
+@pytest.mark.parametrize("policy", list(REGISTRY))
+def test_every_policy(llama: Case, policy: str) -> None:
+    """Whatever policy decides the order, and however scarce memory is, answers are the same."""
+    engine = llama.engine(
+        num_blocks=12, block_size=8, max_num_batched_tokens=24, scheduling_policy=policy
+    )
+    submit_all(engine, copies=2)
+    engine.run()
+    assert len(engine.answers) == 8
+    assert_all_equal(llama, engine)
+
+
+# Sampled answers: the same draws under any driving
+
+SAMPLED = {
+    "plain": {"seed": 1},
+    "cool": {"seed": 2, "temperature": 0.5, "top_p": 0.9},
+    "cut": {"seed": 3, "temperature": 1.2, "top_k": 20, "min_p": 0.02},
+    "new": {"seed": 4, "repetition_penalty": 1.2, "presence_penalty": 0.5, "logprobs": 2},
+    "many": {"seed": 5, "n": 3, "frequency_penalty": 0.3},
+    "long": {"seed": 6, "min_tokens": 20, "ignore_eos": False},
+}
+
+
+def sampled(engine: TinyEngine, *, together: bool) -> dict[str, list[int]]:
+    for i, (name, options) in enumerate(SAMPLED.items()):
+        engine.submit(name, PROMPTS[i % 2], max_tokens=24, **options)
+        if not together:
+            engine.run()
+    engine.run()
+    return {name: answer.tokens for name, answer in engine.answers.items()}
+
+
+@pytest.fixture(scope="module")
+def alone(llama: Case) -> dict[str, list[int]]:
+    return sampled(llama.engine(prefix_caching=False), together=False)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"prefix_caching": False},
+        {"max_num_batched_tokens": 3, "block_size": 4, "num_blocks": 400},
+        {"max_num_seqs": 2},
+        {"num_blocks": 11, "block_size": 8, "scheduling_policy": "fcfs"},
+    ],
+    ids=["batched", "uncached", "chunked", "two-at-a-time", "preempted"],
+)
+def test_a_seed_repeats_under_any_driving(llama: Case, alone, settings) -> None:
+    """Sampled requests with a seed draw the same tokens batched, chunked, cached and preempted."""
+    engine = llama.engine(**settings)
+    assert sampled(engine, together=True) == alone
+    if settings.get("num_blocks") == 11:
+        assert engine.count(Preempted) >= 1
+
+
+def test_samples_differ_and_the_first_is_that_of_one(llama: Case, alone) -> None:
+    """The samples of n=3 are three answers, and the first is what n=1 gives."""
+    assert len({tuple(alone[name]) for name in ("many", "many#1", "many#2")}) == 3
+    engine = llama.engine()
+    engine.submit("one", PROMPTS[0], max_tokens=24, seed=5, frequency_penalty=0.3)
+    assert engine.run()["one"].tokens == alone["many"]
+
+
+def test_requests_without_a_seed_get_one_each(llama: Case) -> None:
+    """Two requests without a seed draw different answers; another engine of that seed the same."""
+    runs = []
+    for _ in range(2):
+        engine = llama.engine()
+        engine.submit("a", PROMPTS[0], max_tokens=24)
+        engine.submit("b", PROMPTS[0], max_tokens=24)
+        runs.append([engine.run()[name].tokens for name in "ab"])
+    assert runs[0] == runs[1]
+    assert runs[0][0] != runs[0][1]
