@@ -24,7 +24,11 @@ def chain_keys(
     Returns all keys, the given ones first.
     """
     keys = list(after)
-    parent = keys[-1] if keys else blake2b(salt.encode(), digest_size=16).digest()
+    parent = (
+        keys[-1]
+        if keys
+        else blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    )
     for start in range(len(keys) * block_size, len(tokens) - block_size + 1, block_size):
         block = array("q", tokens[start : start + block_size]).tobytes()
         parent = blake2b(parent + block, digest_size=16).digest()

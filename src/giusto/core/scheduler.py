@@ -136,6 +136,11 @@ class Scheduler:
         if ask.id in self._groups or any(request.id in self._requests for request in requests):
             raise ValueError(f"request id {ask.id} is in use")
         leader = requests[0]
+        # Before anything is booked: tokens that cannot be hashed must leave no trace.
+        if not leader.block_keys and leader.token_ids:
+            leader.block_keys = chain_keys(
+                leader.token_ids, self.pool.block_size, salt=leader.cache_salt
+            )
         self._close_idle_programs(now)
         if opened := self.programs.enter(leader, now):
             self._publish(ev.ProgramOpened(opened.id, now, opened.deadline))
@@ -149,10 +154,6 @@ class Scheduler:
             self._leave_program(leader, now, FinishReason.ERROR)
             return
         self._groups[ask.id] = requests
-        if not leader.block_keys and leader.token_ids:
-            leader.block_keys = chain_keys(
-                leader.token_ids, self.pool.block_size, salt=leader.cache_salt
-            )
         for request in requests:
             request.block_keys = list(leader.block_keys)
             request.serial = self._next_serial
@@ -293,8 +294,9 @@ class Scheduler:
                 self._forget(request)
             return
         request.emit(made.tokens, ended)
-        self._name_blocks(request, before)
         reason = made.finish
+        if reason is not FinishReason.ERROR:
+            self._name_blocks(request, before)
         if reason is None and request.num_output_tokens >= request.sampling.max_tokens:
             reason = FinishReason.LENGTH
         if reason is not None:

@@ -164,8 +164,12 @@ class EmbeddedBackend:
         self._launched = await asyncio.to_thread(self._launch, theirs)
         reader, self._writer = await asyncio.open_connection(sock=ours)
         frames = FrameReader()
-        ready = await self._ready(reader, frames)
-        self._tokenizer = await asyncio.to_thread(Tokenizer, ready["folder"])
+        try:
+            ready = await self._ready(reader, frames)
+            self._tokenizer = await asyncio.to_thread(Tokenizer, ready["folder"])
+        except BaseException:
+            await self.stop()
+            raise
         self._model = ModelInfo(
             name=self._name or ready["name"],
             path=ready["folder"],
@@ -247,7 +251,11 @@ class EmbeddedBackend:
         if event is None:
             return
         for observe in self._observers:
-            observe(event)
+            try:
+                observe(event)
+            except Exception:
+                # Those who only watch must not end the answers of those who wait.
+                log.exception("an observer failed on %s", type(event).__name__)
         match event:
             case ev.Stepped(outcome):
                 for request_id, made in outcome.yields.items():

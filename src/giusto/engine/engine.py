@@ -58,7 +58,7 @@ class Engine:
         plan = self.scheduler.schedule(planned)
         started = self.clock.now()
         if not plan.grants:
-            return self._taken(self.scheduler.take_events()), plan.wake_at
+            return self.take_events(), plan.wake_at
         execution = self._execute(plan)
         ended = self.clock.now()
         self.step_time += 0.1 * (ended - started - self.step_time)
@@ -66,6 +66,10 @@ class Engine:
         times = StepTimes(plan=started - planned, forward=ended - started)
         outcome = StepOutcome(plan.step, started, ended, execution.shape, execution.yields, times)
         return self._taken(self.scheduler.commit(plan.step, outcome, ended)), None
+
+    def take_events(self) -> list[Event]:
+        """Hand over the events since the last step."""
+        return self._taken(self.scheduler.take_events())
 
     def _execute(self, plan: Plan) -> Execution:
         """Run the plan; a failure ends the requests in it, never the engine."""

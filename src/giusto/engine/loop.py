@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from giusto.core.events import Event
+from giusto.core.events import Event, Finished
+from giusto.core.request import FinishReason
 from giusto.engine.engine import Engine
 from giusto.engine.wire import FrameReader, decode_ask, encode_events, pack_frame
 
@@ -38,7 +39,7 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._selector.register(connection, selectors.EVENT_READ)
         self._commands: dict[str, Callable[[dict[str, Any]], None]] = {
-            "submit": lambda message: engine.submit(decode_ask(message["ask"])),
+            "submit": lambda message: self._submit(message["ask"]),
             "abort": lambda message: engine.abort(message["id"]),
             "close_program": lambda message: engine.scheduler.close_program(
                 message["id"], engine.clock.now()
@@ -56,7 +57,7 @@ class Loop:
             if self._engine.scheduler.has_work:
                 events, wake_at = self._engine.step()
             else:
-                events = self._engine.scheduler.take_events()
+                events = self._engine.take_events()
             if events:
                 self._report(events)
 
@@ -91,8 +92,24 @@ class Loop:
         """Carry out a command; a bad one is logged and costs nobody else anything."""
         try:
             self._commands[message["op"]](message)
-        except (KeyError, TypeError, ValueError):
+        except Exception:
             log.exception("a message could not be obeyed")
+
+    def _submit(self, data: dict[str, Any]) -> None:
+        try:
+            self._engine.submit(decode_ask(data))
+        except Exception:
+            self._turn_away(data)
+            raise
+
+    def _turn_away(self, data: dict[str, Any]) -> None:
+        """Answer a submission that failed on its way in: its client waits for every sample."""
+        if data["id"] in self._engine.scheduler.requests:
+            return
+        now = self._engine.clock.now()
+        names = [data["id"], *(f"{data['id']}#{k}" for k in range(1, data["n"]))]
+        message = "the request could not be queued"
+        self._report([Finished(name, now, FinishReason.ERROR, message) for name in names])
 
     def _drain(self) -> None:
         self._engine.scheduler.is_draining = True
