@@ -20,16 +20,19 @@ from heapq import heappop, heappush, nsmallest
 from itertools import chain, islice
 from typing import NamedTuple
 
-from giusto.core.events import Arrived, Finished, ProgramClosed, Rejected
+from giusto.core.events import Arrived, Finished, Rejected
 from giusto.core.latency import BatchShape, LatencyModel
 from giusto.core.pack import Budget, pack
 from giusto.core.plan import Plan, View, Want
 from giusto.core.request import RequestView
 from giusto.core.slo import LATE_TOKENS_PER, Program, Streaming, due, is_missed
 from giusto.policies.base import FLOOR_SHARE, Dependencies, with_floor
+from giusto.predict.calls import CallCounts
 
 #: Tokens that a deadline is ahead of its schedule, against noise.
 MARGIN = 2
+#: Prompts due within so many of the tightest TTFT targets are worth a stream's slack.
+EAGER = 3.0
 #: What takes no more than this share of a step costs nothing.
 FREE_SHARE = 0.01
 #: Of all time that a deadline's prompt may count on, at least.
@@ -48,8 +51,8 @@ class Parameters:
 
     headroom: float = 0.5
     spare: float = 0.25
-    blocking: float = 0.35
-    window: int = 48
+    blocking: float = 0.5
+    window: int = 32
     reserve: float = 0.25
 
     def __post_init__(self) -> None:
@@ -99,7 +102,7 @@ class Giusto:
         self.lengths = deps.lengths
         self._dues: dict[str, float] = {}
         self._ttfts: dict[str, float] = {}
-        self._calls = _CallCounts()
+        self._calls = CallCounts()
 
     # Learning
 
@@ -122,8 +125,10 @@ class Giusto:
         most = min(full, self._step_time(batch, base, self.parameters.headroom))
         some = min(most, self._step_time(batch, base, self.parameters.spare), batch.pace)
         jobs = self._jobs(view, batch, cost)
+        ids = {job.id for job in jobs}
         chosen, dropped = choose(jobs, view.now, Supply(most, base, batch.share_left(cost)))
-        wanted = sum(job.work for job in chosen)
+        soon = view.now + EAGER * min(self._ttfts.values(), default=math.inf)
+        wanted = sum(job.work for job in chosen if job.due < soon)
         left = max(0.0, some - base)
         num_rest = int(max(FLOOR_SHARE * most, left - wanted) / cost.per_decode)
         rest = batch.rest[:num_rest]
@@ -134,7 +139,7 @@ class Giusto:
             (job.id for job in chosen),
             rest,
             (job.id for job in dropped),
-            self._other_prompts(view, {job.id for job in jobs}),
+            self._other_prompts(view, batch, ids),
         )
         floor = int(max(FLOOR_SHARE * most, prefill - wanted) / cost.per_prefill)
         wants = with_floor(map(Want, order), view, max_tokens=max(1, floor))
@@ -152,12 +157,18 @@ class Giusto:
         now, lengths, batch = view.now, self.lengths, _Batch()
         kept: list[tuple[float, str]] = []
         rest: list[tuple[int, float, str]] = []
-        decodes = [r for r in view.running if _is_decoding(r)]
+        decodes: list[RequestView] = []
+        for request in view.running:
+            num_remaining = request.num_remaining_tokens
+            if num_remaining == 1 and request.num_output_tokens:
+                decodes.append(request)
+            elif num_remaining:
+                batch.prompts.append(request)
         fastest = cost.decode_time(len(decodes))
         for request in decodes:
             slo = request.slo
             when = due(slo, request)
-            if math.isinf(when):
+            if when == math.inf:
                 rest.append((2, request.arrival, request.id))
             elif self._is_lost(request, now):
                 rest.append((1, request.arrival, request.id))
@@ -210,26 +221,37 @@ class Giusto:
 
     def _jobs(self, view: View, batch: _Batch, cost: _Cost) -> list[Job]:
         """Prompts whose promise can still be kept: residents and the tightest waiting ones."""
-        prompts = [r for r in view.running if r.num_remaining_tokens and not _is_decoding(r)]
-        waiting = nsmallest(self.parameters.window, self._promised(view))
+        window = self.parameters.window if view.free_slots else 0
+        waiting = nsmallest(window, self._promised(view, cost)) if window else []
         share = batch.share_left(cost)
         usual = max(2 * cost.base, batch.tightest if batch.tightest < math.inf else 0.0)
         jobs = []
-        for request in chain(prompts, (view.waiting[index] for _, index in waiting)):
+        for request in chain(batch.prompts, (view.waiting[index] for _, index in waiting)):
             job = self._job(request, view, usual, share, cost)
             if job is not None:
                 jobs.append(job)
         jobs.sort()
         return jobs
 
-    def _promised(self, view: View) -> Iterator[tuple[float, int]]:
-        """Due times and places in line of waiting requests that are not missed."""
+    def _promised(self, view: View, cost: _Cost) -> Iterator[tuple[float, int]]:
+        """Due times and places in line of waiting requests that could make it if alone.
+
+        Goes over the whole line, so it asks for one length per class only.
+        """
         memo, now = self._dues, view.now
+        needs: dict[str, float] = {}
         for index, request in enumerate(view.waiting):
             when = memo.get(request.id)
-            if when is None:
+            if when is None or request.num_output_tokens:
                 when = memo[request.id] = due(request.slo, request)
-            if now <= when < math.inf:
+            if when < now or when == math.inf:
+                continue
+            need = needs.get(request.service_class)
+            if need is None:
+                is_stream = isinstance(request.slo, Streaming)
+                left = 0.0 if is_stream else self.lengths.remaining(request)
+                need = needs[request.service_class] = left * cost.decode_time(1)
+            if now + need <= when:
                 yield when, index
 
     def _job(
@@ -263,22 +285,26 @@ class Giusto:
         value = request.weight / (calls * (work + left * (cost.per_decode + extra)))
         return Job(when, request.id, work, rate * (cost.per_decode + extra), value)
 
-    def _other_prompts(self, view: View, jobs: set[str]) -> Iterator[str]:
+    def _other_prompts(self, view: View, batch: _Batch, jobs: set[str]) -> Iterator[str]:
         """Prompts of missed promises and best effort, in order of arrival.
 
         They leave a share of slots and blocks to promises still to come.
         """
-        running = view.running
-        for request in running:
-            if request.id not in jobs and not _is_decoding(request):
-                yield request.id
-        num_blocks = view.free_blocks + sum(view.held(r.id) for r in running)
-        reserve = self.parameters.reserve
-        room = view.free_slots - int(reserve * view.limits.max_num_seqs)
-        if running and (room < 1 or view.free_blocks < reserve * num_blocks):
-            return
+        yield from (r.id for r in batch.prompts if r.id not in jobs)
         others = (r.id for r in view.waiting if r.id not in jobs)
-        yield from islice(others, max(1, room))
+        first = next(others, None)
+        if first is None:
+            return
+        reserve, room = self.parameters.reserve, 1
+        if view.running:
+            some = _sample(view.running)
+            held = sum(view.held(r.id) for r in some) * len(view.running) / len(some)
+            num_blocks = view.free_blocks + held
+            room = view.free_slots - int(reserve * view.limits.max_num_seqs)
+            if room < 1 or view.free_blocks < reserve * num_blocks:
+                return
+        yield first
+        yield from islice(others, room - 1)
 
 
 def _tokens(prefill: float, view: View, cost: _Cost) -> int:
@@ -287,8 +313,9 @@ def _tokens(prefill: float, view: View, cost: _Cost) -> int:
     return max(1 if view.running else view.limits.block_size, tokens)
 
 
-def _is_decoding(request: RequestView) -> bool:
-    return request.num_remaining_tokens == 1 and request.num_output_tokens > 0
+def _sample(requests: Sequence[RequestView]) -> Sequence[RequestView]:
+    """Every so many of them, some dozens at most: enough for a mean."""
+    return requests[:: 1 + len(requests) // 32]
 
 
 def choose(jobs: Sequence[Job], now: float, supply: Supply) -> tuple[list[Job], list[Job]]:
@@ -318,7 +345,7 @@ def choose(jobs: Sequence[Job], now: float, supply: Supply) -> tuple[list[Job], 
 
 @dataclass(slots=True)
 class _Batch:
-    """Decoding residents: ids to serve now and later, and what the former need.
+    """Residents: ids of decodes to serve now and later, what the former need, and prompts.
 
     slack: seconds until the tightest stream's next token is due; pace: seconds that a step may
     last for the tightest deadline; tightest: the least TPOT promised; rate: tokens a second that
@@ -327,6 +354,7 @@ class _Batch:
 
     kept: list[str] = field(default_factory=list)
     rest: list[str] = field(default_factory=list)
+    prompts: list[RequestView] = field(default_factory=list)
     slack: float = math.inf
     pace: float = math.inf
     tightest: float = math.inf
@@ -348,7 +376,7 @@ class _Cost:
 
     @classmethod
     def of(cls, latency: LatencyModel, running: Sequence[RequestView]) -> _Cost:
-        contexts = [r.num_tokens for r in running if r.num_output_tokens]
+        contexts = [r.num_tokens for r in _sample(running) if r.num_output_tokens]
         context = sum(contexts) // len(contexts) if contexts else 128
         one = latency.step_time(BatchShape(decode_seqs=1, kv_tokens=context))
         nine = latency.step_time(BatchShape(decode_seqs=9, kv_tokens=9 * context))
@@ -359,28 +387,6 @@ class _Cost:
 
     def decode_time(self, num_decodes: int) -> float:
         return self.base + num_decodes * self.per_decode
-
-
-class _CallCounts:
-    """How many calls the programs of an app make, as a running mean over those that closed."""
-
-    def __init__(self) -> None:
-        self._open: dict[str, tuple[str | None, int]] = {}
-        self._means: dict[str | None, float] = {}
-
-    def expected(self, app: str | None) -> float:
-        """Calls of a program of this app; 1 before any history."""
-        return self._means.get(app, 1.0)
-
-    def observe(self, event: object) -> None:
-        if isinstance(event, Arrived) and event.request.program is not None:
-            program = event.request.program
-            self._open[program] = (event.request.app, self._open.get(program, (None, 0))[1] + 1)
-        elif isinstance(event, ProgramClosed):
-            app, count = self._open.pop(event.program_id, (None, 0))
-            mean = self._means.get(app)
-            if count:
-                self._means[app] = count if mean is None else mean + 0.1 * (count - mean)
 
 
 def make(parameters: Parameters, deps: Dependencies) -> Giusto:
