@@ -16,7 +16,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from giusto.core.clock import Clock, WallClock
-from giusto.core.errors import ConfigError, GiustoError
+from giusto.core.errors import GiustoError
 from giusto.core.kv import BlockPool
 from giusto.core.latency import NUM_TERMS, LatencyModel, LinearLatency
 from giusto.core.plan import Limits, Policy

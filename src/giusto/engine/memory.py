@@ -29,10 +29,16 @@ class Capacity:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is a GPU where there is one."""
+    """The device of that name; `auto` is a GPU where there is one.
+
+    Raises ConfigError when it is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"there is no device {name} here; give --device cpu")
+    return device
 
 
 def plan_capacity(
