@@ -22,7 +22,7 @@ FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> str:
-    return str(make_tiny(tmp_path_factory.mktemp("e2e") / "tiny-model"))
+    return str(make_tiny(tmp_path_factory.mktemp("e2e") / "tiny", max_position_embeddings=16384))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_a_dead_engine_is_told(tiny):
     try:
         children = Path(f"/proc/{server.process.pid}/task").glob("*/children")
         (worker,) = {int(pid) for file in children for pid in file.read_text().split()}
-        body = {"prompt": "a", "max_tokens": 400, "ignore_eos": True, "stream": True}
+        body = {"prompt": "a", "max_tokens": 16000, "ignore_eos": True, "stream": True}
         with httpx.stream(
             "POST", f"{server.url}/v1/completions", json=body, timeout=60
         ) as response:

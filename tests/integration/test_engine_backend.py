@@ -23,7 +23,8 @@ from giusto.server.backend import BackendDied, Chunk, Refused
 from tiny_models import make_tiny
 
 PROMPT = tuple(random_prompt(40, 1))
-ENDLESS = {"max_tokens": 400, "ignore_eos": True}
+#: Minutes of work: whatever a test does to it comes before its end.
+ENDLESS = {"max_tokens": 8000, "ignore_eos": True}
 WAIT = 60
 
 
@@ -42,7 +43,7 @@ def ask(name: str, n: int = 1, prompt: tuple[int, ...] = PROMPT, **sampling: Any
 @contextlib.asynccontextmanager
 async def running(folder: Path, *, isolate: bool = False, **settings: Any):
     """A started backend with little memory; stopped at the end, with all memory free again."""
-    defaults = {"kv_cache_memory": 4 << 20, "dtype": "float32", "device": "cpu", "check": True}
+    defaults = {"kv_cache_memory": 40 << 20, "dtype": "float32", "device": "cpu", "check": True}
     made = build.backend(
         EngineSettings(model=str(folder), **(defaults | settings)), WallClock(), isolate=isolate
     )

@@ -264,7 +264,7 @@ def test_an_id_in_use_does_not_disturb_its_owner(loop, caplog):
 
 def test_an_abort_on_an_idle_engine_forgets_the_request(loop):
     """What the sampler and the stop matcher remember of an aborted request goes with it."""
-    loop.send(submit("gone", max_tokens=400, stop=("never there",), presence_penalty=0.5))
+    loop.send(submit("gone", max_tokens=3500, stop=("never there",), presence_penalty=0.5))
     loop.receive()
     loop.send({"op": "abort", "id": "gone"})
     assert loop.until_finished("gone").reason is FinishReason.ABORT
