@@ -13,7 +13,7 @@ from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
 # Before torch is imported: threads that sleep instead of spinning leave room for a neighbour.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 IS_CI = os.environ.get("GIUSTO_CI", os.environ.get("CI", "")).lower() in ("1", "true")
 
 # A busy neighbour must not fail a test; in CI the same examples are drawn each time.
