@@ -51,12 +51,14 @@ def test_the_bound_is_the_quantile_of_those_that_came_further() -> None:
                     assert lengths.remaining(at(emitted)) == expected
 
 
-def test_without_history_half_the_cap_is_expected() -> None:
-    """Less what was emitted, and never less than one."""
+def test_without_history_an_eighth_of_the_cap_is_expected() -> None:
+    """Less what was emitted; past that, as much again, up to the cap."""
     lengths = Histogram()
-    assert lengths.remaining(at(0, cap=100)) == 50
-    assert lengths.remaining(at(20, cap=100)) == 30
-    assert lengths.remaining(at(70, cap=100)) == 1
+    assert lengths.remaining(at(0, cap=800)) == 100
+    assert lengths.remaining(at(20, cap=800)) == 80
+    assert lengths.remaining(at(300, cap=800)) == 300
+    assert lengths.remaining(at(700, cap=800)) == 100
+    assert lengths.remaining(at(800, cap=800)) == 1
 
 
 def test_beyond_all_history_the_length_is_expected_to_double() -> None:
@@ -73,7 +75,7 @@ def test_classes_are_kept_apart() -> None:
     lengths = Histogram()
     for i in range(5):
         learn(lengths, f"r{i}", 10)
-    other = at(0, cap=100)
+    other = at(0, cap=400)
     other.service_class = "batch"
     assert (lengths.remaining(at(0)), lengths.remaining(other)) == (10, 50)
 
@@ -85,7 +87,7 @@ def test_cut_short_outputs_teach_nothing(reason: FinishReason) -> None:
     for i in range(5):
         learn(lengths, f"r{i}", 3, reason)
     learn(lengths, "empty", 0)
-    assert lengths.remaining(at(0, cap=100)) == 50
+    assert lengths.remaining(at(0, cap=400)) == 50
 
 
 def test_the_refused_are_forgotten() -> None:
@@ -96,7 +98,7 @@ def test_the_refused_are_forgotten() -> None:
     lengths.observe(Rejected("b", 0.0, Reason.DRAINING))
     lengths.observe(Finished("c", 0.0, FinishReason.STOP))
     lengths.observe("something else")
-    assert lengths.remaining(at(0, cap=100)) == 50
+    assert lengths.remaining(at(0, cap=400)) == 50
 
 
 @pytest.mark.parametrize("quantile", [0.0, 1.0, -1.0, 2.0])

@@ -170,7 +170,7 @@ class Giusto:
             when = due(slo, request)
             if when == math.inf:
                 rest.append((2, request.arrival, request.id))
-            elif self._is_lost(request, now):
+            elif is_missed(slo, request, now) or self._is_lost(request):
                 rest.append((1, request.arrival, request.id))
             elif isinstance(slo, Streaming):
                 slack, tpot = when - now, slo.tpot or math.inf
@@ -194,14 +194,12 @@ class Giusto:
         batch.rest = [request_id for _, _, request_id in rest]
         return batch
 
-    def _is_lost(self, request: RequestView, now: float) -> bool:
-        """Missed, or a stream with more late tokens than its likely length forgives."""
-        if request.is_demoted or is_missed(request.slo, request, now):
-            return True
+    def _is_lost(self, request: RequestView) -> bool:
+        """Demoted, or a stream with more late tokens than its likely length forgives."""
         if not request.late_tokens:
-            return False
+            return request.is_demoted
         length = request.num_output_tokens + self.lengths.remaining(request)
-        return request.late_tokens > length / LATE_TOKENS_PER
+        return request.is_demoted or request.late_tokens > length / LATE_TOKENS_PER
 
     def _call_due(self, request: RequestView, view: View) -> float:
         """When a call must end for its program to make it: an even split over calls to come."""
@@ -259,7 +257,8 @@ class Giusto:
     ) -> Job | None:
         """The prompt of a request as a job; None without a promise that could be kept."""
         when = due(request.slo, request)
-        if math.isinf(when) or self._is_lost(request, view.now):
+        missed = is_missed(request.slo, request, view.now)
+        if missed or math.isinf(when) or self._is_lost(request):
             return None
         tokens = request.num_remaining_tokens
         if request.resident_since is None:

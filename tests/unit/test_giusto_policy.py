@@ -1,0 +1,220 @@
+"""Giusto's rules, one small example each; the choice of prompts against enumeration."""
+
+from __future__ import annotations
+
+import random
+from itertools import combinations
+
+import pytest
+
+from giusto.core.latency import LinearLatency
+from giusto.core.plan import Caps, Limits, Plan, check
+from giusto.core.slo import SLO, BestEffort, Deadline, Streaming
+from giusto.policies import make
+from giusto.policies.base import Dependencies
+from giusto.policies.giusto import Giusto, Job, Supply, choose
+from giusto.predict.base import Constant
+from strategies import LiteralView, decoding, request
+
+#: 10 ms a step, 1 ms a prompt token, 0.5 ms a decoding sequence.
+LATENCY = LinearLatency((0.01, 0.001, 0.0, 0.0005, 0.0, 0.0, 0.0, 0.0, 0.0))
+NOW = 10.0
+LIMITS = Limits(512, 16, 4)
+NO_CAPS = Caps(exact_grants=False, pause=False)
+
+
+def policy(output_tokens: float = 20, **options: object) -> Giusto:
+    made = make("giusto", Dependencies(LATENCY, Constant(output_tokens)), options)
+    assert isinstance(made, Giusto)
+    return made
+
+
+def view_of(**parts: object) -> LiteralView:
+    return LiteralView(**{"limits": LIMITS, "free_blocks": 1000, "now": NOW, **parts})
+
+
+def plan_of(view: LiteralView, made: Giusto | None = None) -> Plan:
+    made = made or policy()
+    plan = made.plan(view)
+    check(plan, view)
+    assert plan == made.plan(view), "asked twice with one view, it answers alike"
+    return plan
+
+
+def tokens(plan: Plan) -> dict[str, int]:
+    return {grant.request_id: grant.num_tokens for grant in plan.grants}
+
+
+def stream(name: str, due_in: float, tpot: float = 0.04, context: int = 8) -> object:
+    """A stream with one token out whose second is due in so many seconds."""
+    return decoding(name, context, slo=Streaming(0.2, tpot), arrival=NOW + due_in - tpot - 0.2)
+
+
+# Choosing prompts
+
+
+def jobs_of(draw: random.Random, count: int, *, load: float = 0.0) -> list[Job]:
+    jobs = []
+    for index in range(count):
+        work = draw.uniform(0.01, 0.2)
+        jobs.append(Job(draw.uniform(0, 1), f"j{index}", work, draw.random() * load, 1 / work))
+    return sorted(jobs)
+
+
+def is_feasible(jobs: list[Job], supply: Supply) -> bool:
+    """Whether all make it, one after another in order of due time."""
+    work = load = 0.0
+    for job in jobs:
+        work, load = work + job.work, load + job.load
+        if work > supply.until(job.due, load):
+            return False
+    return True
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_fewest_possible_jobs_are_dropped(seed: int) -> None:
+    """With equal weights and no load, no larger set of jobs would make it."""
+    draw = random.Random(seed)
+    supply = Supply(draw.uniform(0.02, 0.1), 0.02, draw.uniform(0.2, 1))
+    jobs = jobs_of(draw, 7)
+    kept, dropped = choose(jobs, 0.0, supply)
+    best = max(
+        size
+        for size in range(len(jobs) + 1)
+        if any(is_feasible(list(some), supply) for some in combinations(jobs, size))
+    )
+    assert len(kept) == best
+    assert sorted(kept + dropped) == jobs
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_what_is_chosen_makes_it_beside_its_own_decoding(seed: int) -> None:
+    """With loads too, the kept are feasible as the supply counts."""
+    draw = random.Random(seed)
+    supply = Supply(0.05, 0.02, draw.uniform(0.2, 1))
+    kept, dropped = choose(jobs_of(draw, 8, load=0.2), 0.0, supply)
+    assert is_feasible(kept, supply)
+    assert kept == sorted(kept) and dropped == sorted(dropped)
+
+
+def test_of_two_in_conflict_the_denser_is_kept() -> None:
+    """Value per second of work decides, not urgency."""
+    supply = Supply(0.1, 0.0, 1.0)
+    cheap, dear = Job(0.3, "cheap", 0.2, 0.0, 5.0), Job(0.25, "dear", 0.2, 0.0, 1.0)
+    assert choose([dear, cheap], 0.0, supply) == ([cheap], [dear])
+
+
+def test_supply_is_what_the_step_leaves_and_then_a_share() -> None:
+    """Within the step all but its base; afterwards the share that decoding leaves."""
+    supply = Supply(step=0.1, base=0.02, share=0.5)
+    assert supply.until(0.06, 0.0) == pytest.approx(0.04)
+    assert supply.until(0.3, 0.0) == pytest.approx(0.08 + 0.5 * 0.2)
+    assert supply.until(0.3, 0.2) == pytest.approx(0.08 + 0.3 * 0.2)
+    assert supply.until(0.3, 0.9) == pytest.approx(0.08)
+
+
+# Deciding
+
+
+def test_a_prompt_is_cut_where_the_tightest_stream_must_go_on() -> None:
+    """Half of 100 ms of slack: 50 ms, of which 10.5 ms are the stream's own step."""
+    view = view_of(
+        running=[stream("s", 0.1)], waiting=[request("p", 300, slo=Streaming(1.0), arrival=NOW)]
+    )
+    assert tokens(plan_of(view)) == pytest.approx({"s": 1, "p": 39}, abs=1)
+
+
+def test_work_without_a_promise_gets_a_quarter_of_the_slack() -> None:
+    """The same with a best-effort prompt: 25 ms."""
+    view = view_of(running=[stream("s", 0.1)], waiting=[request("p", 300, arrival=NOW)])
+    assert tokens(plan_of(view)) == pytest.approx({"s": 1, "p": 14}, abs=1)
+
+
+def test_prompts_are_whole_when_no_stream_waits() -> None:
+    """Nothing bounds the step but its tokens."""
+    view = view_of(running=[decoding("b")], waiting=[request("p", 300, arrival=NOW)])
+    assert tokens(plan_of(view)) == {"b": 1, "p": 300}
+
+
+def test_a_missed_promise_is_never_urgent() -> None:
+    """A passed deadline comes after one to come, however much later that is."""
+    view = view_of(
+        running=[stream("s", 0.08)],
+        waiting=[
+            request("missed", 200, slo=Deadline(2.0), arrival=NOW - 3),
+            request("kept", 200, slo=Deadline(3.0), arrival=NOW),
+        ],
+    )
+    granted = tokens(plan_of(view))
+    assert "kept" in granted and "missed" not in granted
+
+
+def test_a_stream_with_more_late_tokens_than_forgiven_counts_as_missed() -> None:
+    """One late token of some twenty: it is served, but holds nobody up."""
+    late = stream("late", -0.01)
+    late.late_tokens = 1
+    view = view_of(running=[late], waiting=[request("p", 300, arrival=NOW)])
+    assert tokens(plan_of(view)) == {"late": 1, "p": 300}
+
+
+def test_a_deadline_without_hope_does_not_hold_the_step() -> None:
+    """Twenty tokens in 50 ms cannot be had; in 500 ms they bind other work to their pace."""
+    prompt = request("p", 300, arrival=NOW)
+    hopeless = decoding("d", slo=Deadline(1.0), arrival=NOW - 0.95)
+    assert tokens(plan_of(view_of(running=[hopeless], waiting=[prompt])))["p"] == 300
+    kept = decoding("d", slo=Deadline(1.0), arrival=NOW - 0.5)
+    assert tokens(plan_of(view_of(running=[kept], waiting=[prompt])))["p"] < 20
+
+
+def test_best_effort_leaves_slots_to_promises_to_come() -> None:
+    """A quarter of sixteen slots stays free."""
+    waiting = [request(f"b{i}", 8, arrival=NOW) for i in range(16)]
+    running = [decoding(f"r{i}") for i in range(4)]
+    granted = tokens(plan_of(view_of(running=running, waiting=waiting)))
+    assert len(granted) == 12
+
+
+def test_a_prompt_that_costs_nothing_is_not_cut() -> None:
+    """Under a model with steps of one length there is nothing to gain by waiting."""
+    flat = LinearLatency((0.01, *[0.0] * 8))
+    made = make("giusto", Dependencies(flat, Constant(20)))
+    view = view_of(running=[stream("s", 0.005)], waiting=[request("p", 300, arrival=NOW)])
+    assert tokens(made.plan(view)) == {"s": 1, "p": 300}
+
+
+@pytest.mark.parametrize("caps", [Caps(), NO_CAPS])
+@pytest.mark.parametrize(
+    "slos",
+    [
+        [Deadline(0.3), Deadline(2.0)],
+        [Streaming(0.2, 0.04), Streaming(0.1, 0.001)],
+        [Streaming(None, 0.04), Streaming(0.2, None)],
+        [BestEffort()],
+        [Deadline(2.0), Streaming(0.2, 0.04), BestEffort()],
+    ],
+)
+def test_it_stays_sane_on_literal_views(slos: list[SLO], caps: Caps) -> None:
+    """Whatever the promises and progress, the plan keeps its contract and something moves."""
+    draw = random.Random(len(slos))
+    for _ in range(100):
+        running = [
+            decoding(f"r{i}", slo=draw.choice(slos), arrival=NOW - draw.uniform(0, 3))
+            for i in range(draw.randint(0, 6))
+        ]
+        running += [
+            request("half", 60, computed=20, slo=draw.choice(slos), arrival=NOW - draw.random())
+        ]
+        waiting = [
+            request(f"w{i}", draw.randint(1, 400), slo=draw.choice(slos), arrival=NOW - i / 10)
+            for i in range(draw.randint(0, 6), 0, -1)
+        ]
+        plan = plan_of(view_of(running=running, waiting=waiting, caps=caps))
+        assert plan.grants
+
+
+@pytest.mark.parametrize("name", ["headroom", "spare", "blocking", "reserve"])
+@pytest.mark.parametrize("value", [0.0, 1.5])
+def test_parameters_are_checked(name: str, value: float) -> None:
+    """Shares lie in (0, 1]."""
+    with pytest.raises(Exception, match=name):
+        policy(**{name: value})
