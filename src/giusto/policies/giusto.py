@@ -14,6 +14,7 @@ of work to come, after Tempo, arXiv 2504.20068). Slack of multi-call programs is
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush, nsmallest
@@ -31,8 +32,6 @@ from giusto.predict.calls import CallCounts
 
 #: Tokens that a deadline is ahead of its schedule, against noise.
 MARGIN = 2
-#: Prompts due within so many of the tightest TTFT targets are worth a stream's slack.
-EAGER = 3.0
 #: What takes no more than this share of a step costs nothing.
 FREE_SHARE = 0.01
 #: Of all time that a deadline's prompt may count on, at least.
@@ -44,13 +43,15 @@ class Parameters:
     """What was tuned (`benchmarks/policies/probe.py`), not what a user must set.
 
     headroom: share of the tightest slack that a step may use for the sake of a promise; spare: for
-    other work; blocking: share of the tightest TTFT target that a step may last, for an arrival
+    other work; eager: prompts due within so many of the tightest TTFT targets are worth the
+    former; blocking: share of the tightest TTFT target that a step may last, for an arrival
     waits until it ends; window: how many waiting prompts are weighed against each other; reserve:
     share of slots and blocks that only promises may take.
     """
 
     headroom: float = 0.5
     spare: float = 0.25
+    eager: float = 3.0
     blocking: float = 0.5
     window: int = 32
     reserve: float = 0.25
@@ -59,6 +60,8 @@ class Parameters:
         for name in ("headroom", "spare", "blocking", "reserve"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
+        if not self.eager > 0:
+            raise ValueError(f"eager must be above 0, got {self.eager}")
         if self.window < 1:
             raise ValueError(f"window must be at least 1, got {self.window}")
 
@@ -127,7 +130,7 @@ class Giusto:
         jobs = self._jobs(view, batch, cost)
         ids = {job.id for job in jobs}
         chosen, dropped = choose(jobs, view.now, Supply(most, base, batch.share_left(cost)))
-        soon = view.now + EAGER * min(self._ttfts.values(), default=math.inf)
+        soon = view.now + self.parameters.eager * min(self._ttfts.values(), default=math.inf)
         wanted = sum(job.work for job in chosen if job.due < soon)
         left = max(0.0, some - base)
         num_rest = int(max(FLOOR_SHARE * most, left - wanted) / cost.per_decode)
@@ -156,6 +159,8 @@ class Giusto:
         """Part decoding residents into promises to keep, by urgency, and the rest."""
         now, lengths, batch = view.now, self.lengths, _Batch()
         kept: list[tuple[float, str]] = []
+        deadlines: list[tuple[float, str]] = []
+        tpots: defaultdict[float, int] = defaultdict(int)
         rest: list[tuple[int, float, str]] = []
         decodes: list[RequestView] = []
         for request in view.running:
@@ -173,11 +178,8 @@ class Giusto:
             elif is_missed(slo, request, now) or self._is_lost(request):
                 rest.append((1, request.arrival, request.id))
             elif isinstance(slo, Streaming):
-                slack, tpot = when - now, slo.tpot or math.inf
-                batch.slack = min(batch.slack, slack)
-                batch.tightest = min(batch.tightest, tpot)
-                batch.rate += 1 / tpot
-                kept.append((slack, request.id))
+                tpots[slo.tpot or math.inf] += 1
+                kept.append((when - now, request.id))
             else:
                 left = lengths.remaining(request)
                 span = self._call_due(request, view) - now
@@ -187,7 +189,11 @@ class Giusto:
                     continue
                 batch.pace = min(batch.pace, pace)
                 batch.rate += 1 / pace
-                kept.append((span - left * fastest, request.id))
+                deadlines.append((span - left * fastest, request.id))
+        batch.slack = min(kept, default=(math.inf, ""))[0]
+        batch.tightest = min(tpots, default=math.inf)
+        batch.rate += sum(count / tpot for tpot, count in tpots.items())
+        kept += deadlines
         kept.sort()
         rest.sort()
         batch.kept = [request_id for _, request_id in kept]
@@ -196,10 +202,10 @@ class Giusto:
 
     def _is_lost(self, request: RequestView) -> bool:
         """Demoted, or a stream with more late tokens than its likely length forgives."""
-        if not request.late_tokens:
+        if request.is_demoted or not request.late_tokens:
             return request.is_demoted
         length = request.num_output_tokens + self.lengths.remaining(request)
-        return request.is_demoted or request.late_tokens > length / LATE_TOKENS_PER
+        return request.late_tokens > length / LATE_TOKENS_PER
 
     def _call_due(self, request: RequestView, view: View) -> float:
         """When a call must end for its program to make it: an even split over calls to come."""
