@@ -116,15 +116,7 @@ class NoWorkLeft:
         self.inner.observe(event)
 
 
-CUTS_FREE_PROMPTS = pytest.mark.xfail(
-    reason="a stream without slack cuts prompts that cost nothing"
-)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[CUTS_FREE_PROMPTS] if n == "giusto" else []) for n in REGISTRY],
-)
+@pytest.mark.parametrize("name", REGISTRY)
 def test_nobody_is_paused_for_nothing(name: str) -> None:
     """With nothing waiting, room for all and steps of one length, all that can be done is done."""
     load = mixed_load(40, seed=19, rate=4.0)
