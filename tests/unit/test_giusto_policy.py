@@ -7,6 +7,7 @@ from itertools import combinations
 
 import pytest
 
+from giusto.core.events import Arrived
 from giusto.core.latency import LinearLatency
 from giusto.core.plan import Caps, Limits, Plan, check
 from giusto.core.slo import SLO, BestEffort, Deadline, Streaming
@@ -167,11 +168,13 @@ def test_a_deadline_without_hope_does_not_hold_the_step() -> None:
 
 
 def test_best_effort_leaves_slots_to_promises_to_come() -> None:
-    """A quarter of sixteen slots stays free."""
+    """A quarter of sixteen slots stays free, once there was a promise."""
     waiting = [request(f"b{i}", 8, arrival=NOW) for i in range(16)]
-    running = [decoding(f"r{i}") for i in range(4)]
-    granted = tokens(plan_of(view_of(running=running, waiting=waiting)))
-    assert len(granted) == 12
+    view = view_of(running=[decoding(f"r{i}") for i in range(4)], waiting=waiting)
+    made = policy()
+    assert len(plan_of(view, made).grants) == 16
+    made.observe(Arrived(request("promised", slo=Deadline(1.0)), NOW))
+    assert len(plan_of(view, made).grants) == 12
 
 
 def test_a_prompt_that_costs_nothing_is_not_cut() -> None:

@@ -26,7 +26,7 @@ from giusto.core.latency import BatchShape, LatencyModel
 from giusto.core.pack import Budget, pack
 from giusto.core.plan import Plan, View, Want
 from giusto.core.request import RequestView
-from giusto.core.slo import LATE_TOKENS_PER, Program, Streaming, due, is_missed
+from giusto.core.slo import LATE_TOKENS_PER, BestEffort, Program, Streaming, due, is_missed
 from giusto.policies.base import FLOOR_SHARE, Dependencies, with_floor
 from giusto.predict.calls import CallCounts
 
@@ -106,6 +106,7 @@ class Giusto:
         self._dues: dict[str, float] = {}
         self._ttfts: dict[str, float] = {}
         self._calls = CallCounts()
+        self._has_promises = False
 
     # Learning
 
@@ -113,6 +114,7 @@ class Giusto:
         self._calls.observe(event)
         match event:
             case Arrived(request):
+                self._has_promises |= not isinstance(request.slo, BestEffort)
                 if isinstance(request.slo, Streaming) and request.slo.ttft is not None:
                     self._ttfts[request.service_class] = request.slo.ttft
             case Finished(request_id) | Rejected(request_id):
@@ -293,14 +295,14 @@ class Giusto:
     def _other_prompts(self, view: View, batch: _Batch, jobs: set[str]) -> Iterator[str]:
         """Prompts of missed promises and best effort, in order of arrival.
 
-        They leave a share of slots and blocks to promises still to come.
+        They leave a share of slots and blocks to promises to come, once there was any.
         """
         yield from (r.id for r in batch.prompts if r.id not in jobs)
         others = (r.id for r in view.waiting if r.id not in jobs)
         first = next(others, None)
         if first is None:
             return
-        reserve, room = self.parameters.reserve, 1
+        room, reserve = 1, self.parameters.reserve if self._has_promises else 0.0
         if view.running:
             some = _sample(view.running)
             held = sum(view.held(r.id) for r in some) * len(view.running) / len(some)
