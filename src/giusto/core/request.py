@@ -295,11 +295,11 @@ class Request:
 
     @property
     def num_remaining_tokens(self) -> int:
-        if self.is_leaving or self.num_output_tokens + self.num_in_flight_outputs >= (
-            self.sampling.max_tokens
-        ):
+        # Asked several times per resident and step: spelt out instead of asking other properties.
+        outputs = self.num_output_tokens + self.num_in_flight_outputs
+        if self.is_leaving or outputs >= self.sampling.max_tokens:
             return 0
-        known = self.num_tokens + self.num_in_flight_outputs
+        known = self.num_prompt_tokens + outputs
         return known - self.num_computed_tokens - self.num_in_flight_tokens
 
     @property

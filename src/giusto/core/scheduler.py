@@ -267,7 +267,8 @@ class Scheduler:
         request.launch(num_tokens)
         end = request.num_computed_tokens + request.num_in_flight_tokens + extra
         blocks = -(-end // self.pool.block_size)
-        request.blocks += self.pool.allocate(max(0, blocks - len(request.blocks)))
+        if blocks > len(request.blocks):
+            request.blocks += self.pool.allocate(blocks - len(request.blocks))
 
     def _preempt(self, request: Request, now: float) -> None:
         if request.num_in_flight_tokens:

@@ -10,6 +10,9 @@ from giusto.core.plan import BlockCost, Caps, Limits, Pin
 from giusto.core.programs import ProgramState, ProgramTable
 from giusto.core.request import Request
 
+#: What nearly every decode costs.
+NO_BLOCKS = BlockCost(0)
+
 
 class PrefixHits:
     """Cached prefix blocks of waiting requests, looked up when asked, once per pool generation."""
@@ -75,7 +78,8 @@ class SchedulerView:
         size = self._pool.block_size
         if request.resident_since is not None:
             end = request.num_computed_tokens + request.num_in_flight_tokens + num_tokens
-            return BlockCost(max(0, -(-end // size) - len(request.blocks)))
+            fresh = -(-end // size) - len(request.blocks)
+            return BlockCost(fresh) if fresh > 0 else NO_BLOCKS
         hits = self._hits.blocks(request)
         cached = len(hits) * size
         fresh = -(-(cached + num_tokens) // size) - len(hits)

@@ -71,7 +71,7 @@ def prepare(
         window: tokens that a token sees, itself included; None for all before it.
     """
     if batch.tree_mask is not None:
-        raise NotImplementedError("tree attention is not computed; pass tree_mask=None")
+        raise ValueError("tree attention is not computed; pass tree_mask=None")
     singles: list[tuple[int, int, int]] = []
     chunks: list[_Chunk] = []
     start = 0
