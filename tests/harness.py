@@ -93,6 +93,7 @@ class Drive:
         num_blocks: int = 512,
         limits: Limits = LIMITS,
         lookahead: int = 0,
+        caps: Caps | None = None,
         latency: LatencyModel = LATENCY,
         observers: Iterable[Callable[[Event], None]] = (),
         after_step: Callable[[Drive], None] | None = None,
@@ -102,7 +103,7 @@ class Drive:
             policy,
             BlockPool(num_blocks, limits.block_size),
             limits,
-            caps=Caps(lookahead=lookahead),
+            caps=caps or Caps(lookahead=lookahead),
             is_checking=is_checking,
         )
         for observe in observers:

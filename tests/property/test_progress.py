@@ -10,7 +10,7 @@ import pytest
 
 from giusto.core.events import Event, Finished, Preempted, Rejected, Stepped
 from giusto.core.pack import Budget, PreemptFor, pack
-from giusto.core.plan import Plan, Policy, View, Want
+from giusto.core.plan import Caps, Plan, Policy, View, Want
 from giusto.core.request import FinishReason
 from giusto.policies import REGISTRY
 from giusto.policies.base import Stateless
@@ -78,6 +78,16 @@ def test_every_policy_finishes_every_request(name: str, lookahead: int) -> None:
     policy, lengths = policy_named(name)
     drive = run(policy, load, lookahead, observers=[lengths.observe])
     assert any(isinstance(event, Preempted) for event in drive.events)
+    assert drive.emitted == load.lengths
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_policy_gets_by_on_a_driver_that_can_do_nothing(name: str) -> None:
+    """A driver without exact grants, pauses, swapping or trees still has every request end."""
+    nothing = Caps(exact_grants=False, pause=False, swap=False, token_trees=False)
+    load = mixed_load(60, seed=3)
+    policy, lengths = policy_named(name)
+    drive = run(policy, load, 0, observers=[lengths.observe], caps=nothing)
     assert drive.emitted == load.lengths
 
 
