@@ -65,6 +65,7 @@ def _distributions(records: Sequence[Record], title: str) -> Figure:
             shares = [(k + 1) / len(values) for k in range(len(finite))]
             axes.step(finite, shares, where="post", label=service_class)
         axes.set(xlabel=f"{name}, s", ylabel="share of offered", ylim=(0, 1.02), title=title)
+        axes.locator_params(axis="x", nbins=5)
         _legend(axes)
     return figure
 
