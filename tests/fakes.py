@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -129,12 +130,14 @@ class FakeBackend(ByteTokenizer):
     async def drain(self, timeout: float) -> None:
         self.calls.append("drain")
         self.is_draining = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.settle(), timeout)
+
+    async def settle(self) -> None:
+        """Wait until no request is open."""
         while self.open:
             self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), timeout)
-            except TimeoutError:
-                return
+            await self._changed.wait()
 
     async def stop(self) -> None:
         self.calls.append("stop")

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import httpx
@@ -67,6 +67,11 @@ class Live:
     def drain(self) -> None:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self.server.start_drain, "test")
+
+    def wait_for(self, work: Coroutine[Any, Any, None]) -> None:
+        """Await something on the server's loop: a client has its answer before the request ends."""
+        assert self._loop is not None
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(5)
 
     def stop(self) -> None:
         self.server.should_exit = True

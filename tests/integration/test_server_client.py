@@ -37,7 +37,7 @@ def backend(server):
 def client(server, backend):
     with openai.OpenAI(api_key="sesame", base_url=f"{server.url}/v1", max_retries=0) as made:
         yield made
-    assert backend.open == set()
+    server.wait_for(backend.settle())
 
 
 def test_chat(client, backend):
