@@ -32,14 +32,14 @@ POLICIES = ("giusto", "fcfs", "sarathi", "priority", "edf")
 
 
 @contextmanager
-def server(policy: str) -> Iterator[str]:
+def server(policy: str, classes: Path) -> Iterator[str]:
     """Run a server for one cell; yields its address."""
     name, _, options = policy.partition(":")
     flags = [
         word for option in options.split("+") if option for word in ("--policy-option", option)
     ]
     command = [*GIUSTO, "serve", "--port", "0", "--scheduling-policy", name, *flags]
-    config = ["--config", str(HERE / "mixed.toml"), "--log-level", "warning"]
+    config = ["--config", str(classes), "--log-level", "warning"]
     process = subprocess.Popen([*command, *config], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -56,11 +56,13 @@ def server(policy: str) -> Iterator[str]:
 def cell(policy: str, rate: float, seed: int, given: argparse.Namespace) -> dict:
     """The result of one run, from its file if it is there."""
     label = re.sub(r"[:+=]", "_", policy)
+    if given.classes.stem != "mixed":
+        label += f"-{given.classes.stem}"
     path = given.out / f"{label}-r{rate:g}-s{seed}-d{given.duration:g}.json"
     if not path.exists():
         if not given.busy:
             wait_until_quiet()
-        with server(policy) as url:
+        with server(policy, given.classes) as url:
             subprocess.run(
                 [
                     *(*GIUSTO, "bench", "--base-url", url, "--workload", "mixed"),
@@ -110,6 +112,9 @@ def main() -> None:
     parser.add_argument("--capacity", type=float, help="find the rate with this attainment")
     parser.add_argument("--between", type=float, nargs=2, default=(0.5, 8.0))
     parser.add_argument("--out", type=Path, default=Path("results/mixed"))
+    parser.add_argument(
+        "--classes", type=Path, default=HERE / "mixed.toml", help="classes and their priorities"
+    )
     parser.add_argument("--busy", action="store_true", help="measure on a busy machine too")
     given = parser.parse_args()
     given.seed = given.seed or [1, 2, 3]
