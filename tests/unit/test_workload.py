@@ -20,7 +20,7 @@ from giusto.core.slo import BestEffort, Deadline, Program, Streaming
 from giusto.workload import mixed
 from giusto.workload.arrivals import arrivals
 from giusto.workload.mixed import ClassTimes, Load
-from giusto.workload.records import Entry, Message, Step, promised, read, write
+from giusto.workload.records import Entry, Message, Piece, Step, promised, read, write
 
 HELLO = (Message("user", "hello"),)
 
@@ -98,7 +98,7 @@ def test_a_workload_survives_its_file(tmp_path: Path) -> None:
     """What is written is read back equal, with every field in use."""
     path = tmp_path / "load.jsonl"
     entries = [
-        Entry("a", 1.25, "chat", HELLO, None, 7, 99, 12, 0.7, 0.9, 3, Streaming(0.5, 0.25), 2.0),
+        Entry("a", 1.25, "chat", HELLO, None, 7, (), 99, 12, 0.7, 0.9, 3, Streaming(0.5, 0.25), 2.0),
         Entry("b", 2.0, "tool", prompt="2 + 2 =\u2028", slo=Deadline(3.5), tenant="t"),
         Entry("c", 3.0, prompt_tokens=10, step=Step("p", "c", deadline=60.0, app="x")),
         Entry(
@@ -108,6 +108,7 @@ def test_a_workload_survives_its_file(tmp_path: Path) -> None:
             step=Step("p", "d", ("c",), 0.5, 60.0, 1, True, "x"),
         ),
         Entry("e", 4.0, messages=HELLO, weight=3.0),
+        Entry("f", 5.0, prompt_tokens=9, pieces=(Piece("system", 0, 6), Piece("a", 4, 3))),
     ]
     write(path, entries)
     assert read(path) == entries
@@ -152,6 +153,10 @@ GOOD = '{"id": "a", "prompt": "x"}\n'
         ('{"messages": ["x"]}', r"column messages: expected an object, got 'x'"),
         ('{"messages": [{"content": "x"}]}', r"column messages\[0\].role: is missing"),
         ('{"messages": [{"role": "user"}], "prompt": "x"}', r"column prompt: give either"),
+        (
+            '{"prompt_tokens": 3, "pieces": [{"source": "s", "tokens": 4}]}',
+            r"column pieces: have 4 tokens, prompt_tokens is 3",
+        ),
         ('{"prompt": "x", "program": {"id": "p"}}', r"column program.call: is missing"),
         (
             '{"prompt": "x", "program": {"id": "p", "call": "a", "parents": "b"}}',

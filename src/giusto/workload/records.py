@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,19 @@ class Message:
     role: str
     content: str = ""
     answer_of: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The tokens `start` to `start + tokens` of the text that is called `source`.
+
+    Identity without text: prompts that begin with the same pieces share their KV. The answer to an
+    entry is the text that is called by the entry's id.
+    """
+
+    source: str
+    start: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +64,9 @@ class Entry:
 
     `arrival` is in seconds from the start. `slo` None means: judged with its program where that
     has a deadline, else by whatever its class is given by `promised`, else best effort.
-    `output_tokens` is the recorded length of a trace: for executors, never for policies.
+    `output_tokens` is the recorded length of a trace: for executors, never for policies, which
+    know `max_tokens`, the cap of the class. `pieces` say what the first prompt tokens are, where
+    there is no text; the rest of the prompt is this entry's own.
     """
 
     id: str
@@ -60,6 +75,7 @@ class Entry:
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
     prompt_tokens: int | None = None
+    pieces: tuple[Piece, ...] = ()
     max_tokens: int = 256
     output_tokens: int | None = None
     temperature: float = 0.0
@@ -142,6 +158,7 @@ def _entry(row: Row, number: int) -> Entry:
         messages=tuple(_message(message) for message in row.rows("messages")),
         prompt=row.text("prompt"),
         prompt_tokens=row.integer("prompt_tokens", minimum=1),
+        pieces=tuple(_piece(piece) for piece in row.rows("pieces")),
         max_tokens=row.integer("max_tokens", minimum=1) or 256,
         output_tokens=row.integer("output_tokens", minimum=0),
         temperature=row.number("temperature", minimum=0) or 0.0,
@@ -160,7 +177,20 @@ def _entry(row: Row, number: int) -> Entry:
         raise row.error("prompt", "give either messages or prompt, not both")
     if not entry.messages and entry.prompt is None and entry.prompt_tokens is None:
         raise row.error("messages", "give messages, prompt or prompt_tokens")
+    named = sum(piece.tokens for piece in entry.pieces)
+    if named > (entry.prompt_tokens or 0):
+        raise row.error("pieces", f"have {named} tokens, prompt_tokens is {entry.prompt_tokens}")
     return entry
+
+
+def _piece(row: Row) -> Piece:
+    piece = Piece(
+        source=row.text("source", required=True) or "",
+        start=row.integer("start", minimum=0) or 0,
+        tokens=row.integer("tokens", minimum=1) or 1,
+    )
+    row.finish()
+    return piece
 
 
 def _message(row: Row) -> Message:
@@ -235,6 +265,7 @@ def _to_json(entry: Entry) -> dict[str, Any]:
         or None,
         "prompt": entry.prompt,
         "prompt_tokens": entry.prompt_tokens,
+        "pieces": [asdict(piece) for piece in entry.pieces] or None,
         "max_tokens": entry.max_tokens,
         "output_tokens": entry.output_tokens,
         "temperature": entry.temperature,
