@@ -98,7 +98,9 @@ def test_a_workload_survives_its_file(tmp_path: Path) -> None:
     """What is written is read back equal, with every field in use."""
     path = tmp_path / "load.jsonl"
     entries = [
-        Entry("a", 1.25, "chat", HELLO, None, 7, (), 99, 12, 0.7, 0.9, 3, Streaming(0.5, 0.25), 2.0),
+        Entry(
+            "a", 1.25, "chat", HELLO, None, 7, (), 99, 12, 0.7, 0.9, 3, Streaming(0.5, 0.25), 2.0
+        ),
         Entry("b", 2.0, "tool", prompt="2 + 2 =\u2028", slo=Deadline(3.5), tenant="t"),
         Entry("c", 3.0, prompt_tokens=10, step=Step("p", "c", deadline=60.0, app="x")),
         Entry(
