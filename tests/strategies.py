@@ -36,7 +36,7 @@ class LiteralView:
     pin: Pin | None = None
     now: float = 10.0
     step: int = 7
-    caps: Caps = field(default_factory=Caps)
+    caps: Caps = Caps(token_trees=True)
     hits: dict[str, Hit] = field(default_factory=dict)
     shared: dict[str, int] = field(default_factory=dict)
     swapped: Sequence[Request] = ()
@@ -102,6 +102,7 @@ def request(
     )
     made = Request.of(ask)
     made.num_computed_tokens, made.num_output_tokens = computed, output
+    made.has_begun = output > 0
     made.first_token = arrival if output else None
     made.resident_since = arrival if computed or in_flight else None
     if in_flight:

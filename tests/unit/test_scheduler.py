@@ -15,6 +15,7 @@ from giusto.core.plan import (
     Limits,
     Plan,
     Preempt,
+    PreemptHow,
     Refusal,
     Spec,
     StepOutcome,
@@ -48,13 +49,18 @@ class Scripted(Stateless):
 
 
 def make(
-    num_blocks: int = 16, *, lookahead: int = 0, queue: QueueLimits | None = None, seqs: int = 8
+    num_blocks: int = 16,
+    *,
+    lookahead: int = 0,
+    queue: QueueLimits | None = None,
+    seqs: int = 8,
+    trees: bool = False,
 ) -> Scheduler:
     return Scheduler(
         Scripted(),
         BlockPool(num_blocks, BLOCK),
         Limits(64, seqs, BLOCK),
-        caps=Caps(lookahead=lookahead),
+        caps=Caps(lookahead=lookahead, token_trees=trees),
         queue_limits=queue or QueueLimits(),
         is_checking=True,
     )
@@ -248,7 +254,7 @@ def test_a_second_step_may_run_on_the_token_in_flight() -> None:
 
 def test_unaccepted_nodes_give_their_blocks_back() -> None:
     """Blocks reserved for a tree return with the commit, beyond what was accepted."""
-    made = make()
+    made = make(trees=True)
     made.add(ask("a"), 0.0)
     commit(made, made.schedule(0.0))
     made.policy.next = Plan(1, (Grant("a", 1, Spec(max_nodes=8)),), node_budget=8)
@@ -365,16 +371,56 @@ def test_a_preempted_request_goes_back_and_comes_again() -> None:
     assert [(e.request_id, e.cached_tokens) for e in resumed] == [("b", 8)]
 
 
-def test_a_request_in_flight_cannot_be_preempted() -> None:
-    """Its blocks are being written: the plan is a bug."""
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_a_preemption_in_flight_waits_for_the_last_commit(lookahead: int) -> None:
+    """Its blocks are being written: it keeps its token, gets no other, and then goes."""
     made = make(lookahead=1)
     for name in "ab":
         made.add(ask(name), 0.0)
-    made.schedule(0.0)
-    made.is_checking = False
+    flying = [made.schedule(0.0) for _ in range(lookahead)]
+    first = made.schedule(0.0)
+    made.policy.next = Plan(lookahead + 1, (Grant("a", 1),), preempt=(Preempt("b"),))
+    if lookahead:
+        commit(made, flying[0])
+    second = made.schedule(0.0)
+    b = made.requests["b"]
+    assert (b.num_remaining_tokens, b.resident_since) == (0, 0.0)
+    events = commit(made, first)
+    assert [e.request_id for e in events if isinstance(e, ev.Preempted)] == ["b"]
+    assert (b.num_output_tokens, b.resident_since, b.blocks) == (lookahead + 1, None, [])
+    commit(made, second)
+    assert "b" in [grant.request_id for grant in made.schedule(1.0).grants]
+
+
+def test_two_steps_in_flight_hold_back_a_preemption() -> None:
+    """The first of them to commit changes nothing."""
+    made = make(lookahead=1)
+    for name in "ab":
+        made.add(ask(name), 0.0)
+    commit(made, made.schedule(0.0))
+    flying = [made.schedule(0.0), made.schedule(0.0)]
+    made._preempt(made.requests["b"], 0.5)
+    commit(made, flying[0])
+    assert made.requests["b"].resident_since is not None
+    events = commit(made, flying[1])
+    assert [type(e) for e in events] == [ev.Stepped, ev.Preempted]
+
+
+@pytest.mark.parametrize("how", ["ends", "aborts"])
+def test_an_end_overtakes_a_preemption_in_flight(how: str) -> None:
+    """Who ends or is cancelled while it is about to be preempted ends once and frees all."""
+    made = make(lookahead=1)
+    for name in "ab":
+        made.add(ask(name), 0.0)
+    flying = made.schedule(0.0)
     made.policy.next = Plan(1, (Grant("a", 1),), preempt=(Preempt("b"),))
-    with pytest.raises(PlanError, match="in flight"):
-        made.schedule(0.0)
+    second = made.schedule(0.0)
+    if how == "aborts":
+        made.abort("b", 0.5)
+    events = commit(made, flying, ends=("b",)) + commit(made, second, ends=("a",))
+    assert not [e for e in events if isinstance(e, ev.Preempted)]
+    assert [name for name, _ in ends_of(events)] == ["b", "a"]
+    assert (made.has_work, made.pool.num_free) == (False, 16)
 
 
 # Aborts
@@ -500,6 +546,51 @@ def test_a_plan_may_shed_who_has_sent_nothing() -> None:
     ]
     assert {e.retry_after for e in events if isinstance(e, ev.Rejected)} == {2.0, None}
     assert list(made.requests) == ["b"]
+
+
+def test_a_sample_is_not_shed_once_a_sibling_has_sent_a_token() -> None:
+    """The answer has begun for all samples; before that they go together, however often named."""
+    made = make()
+    made.add(ask("a", n=2), 0.0)
+    commit(made, made.schedule(0.0))
+    assert made.requests["a#1"].has_begun
+    made.policy.next = Plan(1, (Grant("a", 1),), reject=(Refusal("a#1", Reason.DRAINING),))
+    with pytest.raises(PlanError, match="demoted, not shed"):
+        made.schedule(1.0)
+    made = make()
+    made.add(ask("b", n=2), 0.0)
+    made.is_checking = False
+    made.policy.next = Plan(
+        0, reject=tuple(Refusal(f"b{end}", Reason.DRAINING) for end in ("", "#1"))
+    )
+    made.schedule(0.0)
+    assert sorted(name for name, _ in ends_of(made.take_events())) == ["b", "b#1"]
+    assert not made.has_work
+
+
+def test_nothing_of_a_shed_submission_is_granted() -> None:
+    """A plan cannot shed one sample and serve another."""
+    made = make()
+    made.add(ask("a", n=2), 0.0)
+    commit(made, made.schedule(0.0), mid=("a",))
+    made.policy.next = Plan(1, (Grant("a", 1),), reject=(Refusal("a", Reason.DRAINING),))
+    with pytest.raises(PlanError, match="refused"):
+        made.schedule(1.0)
+
+
+def test_a_plan_asks_for_nothing_that_the_driver_lacks() -> None:
+    """Swapping and speculating need a driver that can."""
+    for asked, plan in {
+        "swap": Plan(1, preempt=(Preempt("b", PreemptHow.SWAP),), grants=(Grant("a", 1),)),
+        "token trees": Plan(1, (Grant("a", 1, Spec(max_nodes=2)),), node_budget=2),
+    }.items():
+        made = make()
+        for name in "ab":
+            made.add(ask(name), 0.0)
+        commit(made, made.schedule(0.0))
+        made.policy.next = plan
+        with pytest.raises(PlanError, match=asked):
+            made.schedule(1.0)
 
 
 def test_a_stream_that_has_sent_a_token_is_demoted_not_shed() -> None:

@@ -194,7 +194,10 @@ class PreemptHow(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Preempt:
-    """Take all blocks of a resident request; it goes back to waiting."""
+    """Take all blocks of a resident request; it goes back to waiting.
+
+    One that is in flight goes when its last step in flight commits, and gets nothing until then.
+    """
 
     request_id: str
     how: PreemptHow = PreemptHow.RECOMPUTE
@@ -298,14 +301,22 @@ def check(plan: Plan, view: View) -> None:
         raise PlanError(f"preempted requests are not resident: {sorted(unknown)}")
     if view.pin is not None and view.pin.request_id in preempted:
         raise PlanError(f"{view.pin.request_id} is pinned and cannot be preempted")
+    _check_caps(plan, view.caps)
     for refusal in (*plan.reject, *plan.demote):
         if refusal.request_id not in running and refusal.request_id not in waiting:
             raise PlanError(f"cannot refuse unknown request {refusal.request_id}")
     for request_id in rejected:
-        if (running.get(request_id) or waiting[request_id]).num_output_tokens:
+        if (running.get(request_id) or waiting[request_id]).has_begun:
             raise PlanError(f"{request_id} has sent a token: it may be demoted, not shed")
     _check_room(plan, view, waiting)
     _check_wake(plan, view)
+
+
+def _check_caps(plan: Plan, caps: Caps) -> None:
+    if not caps.swap and any(preempt.how is PreemptHow.SWAP for preempt in plan.preempt):
+        raise PlanError("the plan swaps, and the driver cannot")
+    if not caps.token_trees and plan.node_budget:
+        raise PlanError("the plan has a node budget, and the driver verifies no token trees")
 
 
 def _check_grant(

@@ -192,6 +192,12 @@ class RequestView(Protocol):
     @property
     def late_tokens(self) -> int: ...
     @property
+    def has_begun(self) -> bool:
+        """Whether a token of any of the submission's samples is known: the client may have been
+        answered, so that it may be demoted, but no longer refused."""
+        ...
+
+    @property
     def num_preemptions(self) -> int: ...
     @property
     def resident_since(self) -> float | None:
@@ -208,7 +214,7 @@ class Request:
 
     `token_ids` holds known tokens where the driver has text, and is empty in the simulator.
     `serial` orders requests of equal arrival; `is_leaving` marks one that was aborted or preempted
-    while a step was in flight: it goes when that step commits.
+    while steps were in flight: it goes when the last of them commits, for good if it `has_ended`.
     """
 
     id: str
@@ -243,7 +249,9 @@ class Request:
     is_demoted: bool = False
     blocks: list[int] = field(default_factory=list)
     serial: int = 0
+    has_begun: bool = False
     is_leaving: bool = False
+    has_ended: bool = False
 
     @classmethod
     def of(cls, ask: Submission, sample: int = 0) -> Request:

@@ -18,6 +18,7 @@ from giusto.core.plan import Caps, Grant, Limits, Plan, Policy, StepOutcome, Yie
 from giusto.core.programs import ProgramState, ProgramTable
 from giusto.core.queue import QueueLimits, WaitingQueue
 from giusto.core.request import FinishReason, Reason, Request, Submission
+from giusto.core.residents import Residents
 from giusto.core.view import PrefixHits, SchedulerView
 
 
@@ -53,7 +54,7 @@ class Scheduler:
         self._groups: dict[str, list[Request]] = {}
         self._siblings: dict[str, list[Request]] = {}
         self._waiting = WaitingQueue()
-        self._running: dict[str, Request] = {}
+        self._running = Residents(pool)
         self._in_flight: deque[Plan] = deque()
         self._hits = PrefixHits(pool)
         self._events: list[ev.Event] = []
@@ -97,10 +98,10 @@ class Scheduler:
             now,
             self._next_step,
             self._waiting.requests,
-            tuple(self._running.values()),
+            tuple(self._running),
             self.limits,
             self.caps,
-            self._pin.look(self._running.values(), now),
+            self._pin.look(self._running, now),
             self.pool,
             self._hits,
             self._requests,
@@ -109,15 +110,12 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise AssertionError when state is inconsistent; for tests and `--check`."""
-        self.pool.check(request.blocks for request in self._requests.values())
+        self._running.check(self._requests.values())
         waiting = {request.id for request in self._waiting.requests}
+        running = {request.id for request in self._running}
         held_back = {r.id for siblings in self._siblings.values() for r in siblings}
-        assert waiting | held_back | self._running.keys() == self._requests.keys()
-        assert not waiting & self._running.keys()
-        for request in self._requests.values():
-            assert (request.resident_since is not None) == (request.id in self._running)
-            end = request.num_computed_tokens + request.num_in_flight_tokens
-            assert len(request.blocks) * self.pool.block_size >= end
+        assert waiting | held_back | running == self._requests.keys()
+        assert not waiting & running
 
     # Telling
 
@@ -247,15 +245,13 @@ class Scheduler:
                 self._admit(request, hits[request.id], now)
             extra = min(grant.spec.max_nodes, nodes) if grant.spec else 0
             nodes -= extra
-            self._grow(request, grant.num_tokens, extra)
+            request.launch(grant.num_tokens)
+            self._running.grow(request, extra)
         self._pin.count(plan, now)
 
     def _admit(self, request: Request, hits: list[int], now: float) -> None:
         self._waiting.remove(request)
-        self._running[request.id] = request
-        request.resident_since = now
-        request.blocks = hits
-        request.num_computed_tokens = len(hits) * self.pool.block_size
+        self._running.enter(request, hits, now)
         if request.first_scheduled is None:
             request.first_scheduled = now
             request.num_cached_tokens = request.num_computed_tokens
@@ -263,67 +259,43 @@ class Scheduler:
         else:
             self._publish(ev.Resumed(request.id, now, request.num_computed_tokens))
 
-    def _grow(self, request: Request, num_tokens: int, extra: int) -> None:
-        request.launch(num_tokens)
-        end = request.num_computed_tokens + request.num_in_flight_tokens + extra
-        blocks = -(-end // self.pool.block_size)
-        if blocks > len(request.blocks):
-            request.blocks += self.pool.allocate(blocks - len(request.blocks))
-
     def _preempt(self, request: Request, now: float) -> None:
+        """Send a resident back to the queue: at once, or when its last step in flight commits."""
         if request.num_in_flight_tokens:
-            raise PlanError(f"{request.id} is in flight and cannot be preempted")
-        self._vacate(request)
+            request.is_leaving = True
+            return
+        self._running.leave(request)
+        request.is_leaving = False
         request.num_preemptions += 1
         self._waiting.push(request)
         self._publish(ev.Preempted(request.id, now))
-
-    def _vacate(self, request: Request) -> None:
-        self.pool.release(request.blocks)
-        request.blocks = []
-        request.num_computed_tokens = 0
-        request.resident_since = None
-        del self._running[request.id]
 
     # Booking an outcome
 
     def _book(self, request: Request, grant: Grant, made: Yield, ended: float) -> None:
         before = request.num_computed_tokens
         request.land(grant.num_tokens, made.accepted)
-        if request.is_leaving:
+        if request.has_ended:
             if not request.num_in_flight_tokens:
                 self._forget(request)
             return
+        if made.tokens and request.first_token is None:
+            for sample in self._groups[request.group]:
+                sample.has_begun = True
         request.emit(made.tokens, ended)
         reason = made.finish
         if reason is not FinishReason.ERROR:
-            self._name_blocks(request, before)
+            self._running.name(request, before)
         if reason is None and request.num_output_tokens >= request.sampling.max_tokens:
             reason = FinishReason.LENGTH
         if reason is not None:
             self._finish(request, reason, ended, made.error)
             return
-        keep = request.num_computed_tokens + request.num_in_flight_tokens
-        surplus = request.blocks[-(-keep // self.pool.block_size) :]
-        if surplus:
-            del request.blocks[-len(surplus) :]
-            self.pool.release(surplus)
+        self._running.shrink(request)
         if request.num_computed_tokens >= request.num_prompt_tokens:
             self._release_siblings(request)
-
-    def _name_blocks(self, request: Request, before: int) -> None:
-        """Make the blocks that this step filled findable."""
-        size = self.pool.block_size
-        full = request.num_computed_tokens // size
-        if full > len(request.block_keys) and request.token_ids:
-            request.block_keys = chain_keys(
-                request.token_ids[: full * size],
-                size,
-                salt=request.cache_salt,
-                after=request.block_keys,
-            )
-        for index in range(before // size, min(full, len(request.block_keys))):
-            self.pool.name(request.blocks[index], request.block_keys[index])
+        if request.is_leaving:
+            self._preempt(request, ended)
 
     def _release_siblings(self, leader: Request) -> None:
         """Let the other samples in once the prompt they share is computed."""
@@ -339,12 +311,14 @@ class Scheduler:
 
     def _shed(self, request_id: str, reason: Reason, retry_after: float | None, now: float) -> None:
         """Refuse a submission that waits; all its samples go together."""
-        group = self._groups[self._requests[request_id].group]
-        if any(request.num_output_tokens for request in group):
+        request = self._requests.get(request_id)
+        if request is None:
+            return  # a sibling that the same plan refused took it along
+        if request.has_begun:
             raise PlanError(f"{request_id} has sent a token: it may be demoted, not shed")
-        for request in list(group):
-            event = ev.Rejected(request.id, now, reason, retry_after)
-            self._end(request, FinishReason.ERROR, event)
+        for sample in list(self._groups[request.group]):
+            event = ev.Rejected(sample.id, now, reason, retry_after)
+            self._end(sample, FinishReason.ERROR, event)
 
     def _end(
         self, request: Request, reason: FinishReason, event: ev.Finished | ev.Rejected
@@ -356,7 +330,7 @@ class Scheduler:
             self._waiting.remove(request)
             del self._requests[request.id]
         elif request.num_in_flight_tokens:
-            request.is_leaving = True
+            request.is_leaving = request.has_ended = True
         else:
             self._forget(request)
         group.remove(request)
@@ -373,7 +347,7 @@ class Scheduler:
             self._publish_closed(program, now)
 
     def _forget(self, request: Request) -> None:
-        self._vacate(request)
+        self._running.leave(request)
         del self._requests[request.id]
 
     def _refusal(self, requests: list[Request]) -> Reason | None:

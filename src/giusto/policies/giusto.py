@@ -136,7 +136,7 @@ class Giusto:
         wanted = sum(job.work for job in chosen if job.due < soon)
         left = max(0.0, some - base)
         num_rest = int(max(FLOOR_SHARE * most, left - wanted) / cost.per_decode)
-        rest = batch.rest[:num_rest]
+        rest = batch.rest[:num_rest] if view.caps.pause else batch.rest
         prefill = max(min(wanted, most - base), left - len(rest) * cost.per_decode)
         prefill = max(prefill, FREE_SHARE * base)
         order = chain(
