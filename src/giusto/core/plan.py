@@ -338,6 +338,8 @@ def _check_grant(
 def _check_room(plan: Plan, view: View, waiting: dict[str, RequestView]) -> None:
     leaving = [p.request_id for p in plan.preempt]
     leaving += [r.request_id for r in plan.reject if r.request_id not in waiting]
+    # Who is in flight leaves later, and gives nothing to this step.
+    leaving = [i for i in leaving if not view.request(i).num_in_flight_tokens]
     free = view.free_blocks + sum(view.freeable(request_id) for request_id in leaving)
     nodes = plan.node_budget
     needed = 0
