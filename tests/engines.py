@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from fakes import MockClock
@@ -16,10 +17,10 @@ from giusto import build
 from giusto.core.clock import Clock
 from giusto.core.events import Event, Finished, Rejected, Stepped
 from giusto.core.latency import LinearLatency
-from giusto.core.request import FinishReason, Reason, SamplingParams, Submission
+from giusto.core.request import FinishReason, Reason, Request, SamplingParams, Submission
 from giusto.engine.engine import Engine
 from giusto.engine.runner import ModelRunner
-from giusto.engine.sampler import Sampler
+from giusto.engine.sampler import Draw, Sampler
 from giusto.engine.settings import EngineSettings
 from giusto.engine.tensors import KVCache
 from giusto.engine.tokenizer import Tokenizer
@@ -39,6 +40,25 @@ class Answer:
     error: str | None = None
     refused: Reason | None = None
     logprobs: list[Any] = field(default_factory=list)
+    #: What each token was drawn from, [vocab] each, as the model gave it.
+    logits: list[Tensor] = field(default_factory=list)
+
+
+class RecordingSampler(Sampler):
+    """A sampler that keeps the logits of each draw until they are taken."""
+
+    def __init__(self, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        super().__init__(vocab_size, eos_token_ids)
+        self._drawn: dict[str, list[Tensor]] = {}
+
+    def draw(self, requests: Sequence[Request], logits: Tensor) -> list[Draw]:
+        for request, row in zip(requests, logits, strict=True):
+            self._drawn.setdefault(request.id, []).append(row.clone())
+        return super().draw(requests, logits)
+
+    def take(self, request_id: str) -> list[Tensor]:
+        """Hand over the rows that a request's tokens were drawn from since the last call."""
+        return self._drawn.pop(request_id, [])
 
 
 class TinyEngine:
@@ -52,7 +72,7 @@ class TinyEngine:
         for layer in kv.layers:
             layer.keys.fill_(float("nan"))
             layer.values.fill_(float("nan"))
-        self.sampler = Sampler(model.config.vocab_size, model.eos_token_ids)
+        self.sampler = RecordingSampler(model.config.vocab_size, model.eos_token_ids)
         runner = ModelRunner(model.decoder, kv, self.sampler, Tokenizer(model.folder))
         latency = LinearLatency(LATENCY)
         self.scheduler = build.scheduler(self.settings, latency, num_blocks)
@@ -93,6 +113,7 @@ class TinyEngine:
                         answer = self.answers.setdefault(name, Answer())
                         answer.tokens += made.tokens
                         answer.logprobs += made.logprobs or ()
+                        answer.logits += self.sampler.take(name)
                 case Finished(name, _, reason, message):
                     answer = self.answers.setdefault(name, Answer())
                     answer.finish, answer.error = reason, message
@@ -122,6 +143,19 @@ class TinyEngine:
         return sum(isinstance(event, kind) for event in self.events)
 
 
+class Reference(NamedTuple):
+    """What `transformers` answers: the tokens, and the logits [tokens, vocab] before each."""
+
+    tokens: list[int]
+    logits: Tensor
+
+    @property
+    def gaps(self) -> Tensor:
+        """By how much each most likely token leads the second, [tokens]."""
+        best = self.logits.topk(2).values
+        return best[:, 0] - best[:, 1]
+
+
 @dataclass(frozen=True)
 class Family:
     """One tiny model, and `transformers` on the same weights."""
@@ -131,22 +165,32 @@ class Family:
     model: LoadedModel
     reference: Any
 
-    def generate(self, prompt: Sequence[int], count: int) -> tuple[list[int], list[float]]:
-        """Greedy tokens of `transformers` after a prompt, and the gap of the top two at each."""
+    def generate(self, prompt: Sequence[int], count: int, forced: Sequence[int] = ()) -> Reference:
+        """Greedy answer of `transformers`; it begins with `forced`, whatever is more likely."""
+        every = list(range(self.model.config.vocab_size))
+
+        def allowed(_: int, tokens: Tensor) -> list[int]:
+            place = len(tokens) - len(prompt)
+            return [forced[place]] if place < len(forced) else every
+
         answer = self.reference.generate(
             torch.tensor([list(prompt)]),
             do_sample=False,
             max_new_tokens=count,
+            prefix_allowed_tokens_fn=allowed if forced else None,
             return_dict_in_generate=True,
             output_logits=True,
             pad_token_id=0,
         )
-        best = torch.cat(answer.logits).topk(2).values
-        return answer.sequences[0, len(prompt) :].tolist(), (best[:, 0] - best[:, 1]).tolist()
+        return Reference(answer.sequences[0, len(prompt) :].tolist(), torch.cat(answer.logits))
 
 
 def make_family(folder: Path, name: str, seed: int = 3) -> Family:
-    make_tiny(folder, name, seed=seed)
+    return open_family(make_tiny(folder, name, seed=seed), name)
+
+
+def open_family(folder: Path, name: str) -> Family:
+    """A family whose folder is there already."""
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return Family(name, folder, load_model(folder, "float32"), reference)
 

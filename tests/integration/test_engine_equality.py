@@ -2,59 +2,83 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from engines import CLEAR_GAP, Answer, Family, TinyEngine, make_family, random_prompt
+from engines import (
+    CLEAR_GAP,
+    Answer,
+    Family,
+    Reference,
+    TinyEngine,
+    make_family,
+    open_family,
+    random_prompt,
+)
 from giusto.core.events import Preempted, Resumed
 from giusto.core.request import FinishReason
 from giusto.policies import REGISTRY
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, VOCAB_SIZE, make_tiny
 
 NEW_TOKENS = 32
+TOLERANCE = 1e-4
 #: The second begins with the first: two blocks of 16 are shared.
 SHARED = random_prompt(37, 1)
 PROMPTS = (SHARED, [*SHARED[:33], *random_prompt(15, 2)], random_prompt(5, 3), random_prompt(21, 4))
 
 
 @dataclass(frozen=True)
-class Expected:
-    tokens: list[int]
-    gaps: list[float]
-
-
-@dataclass(frozen=True)
 class Case:
     family: Family
-    expected: list[Expected]
+    expected: list[Reference]
 
     def engine(self, **settings) -> TinyEngine:
         return TinyEngine(self.family.model, **settings)
 
     def assert_equal(self, answer: Answer, index: int) -> None:
-        """The answer is the reference's, up to a place where the reference itself nearly ties."""
+        """The tokens are the reference's wherever it decides clearly, the logits everywhere.
+
+        Where it nearly ties and the engine took the other token, the reference is made to take
+        that too: what follows is compared on the engine's own continuation, to the end.
+        """
         expected = self.expected[index]
-        sure = next((i for i, gap in enumerate(expected.gaps) if gap <= CLEAR_GAP), None)
-        assert answer.tokens[:sure] == expected.tokens[:sure]
-        if sure is None:
-            is_full = len(expected.tokens) == NEW_TOKENS
-            assert answer.finish == (FinishReason.LENGTH if is_full else FinishReason.STOP)
+        while answer.tokens != expected.tokens:
+            place = agreement(answer.tokens, expected.tokens)
+            assert place < min(len(answer.tokens), len(expected.tokens)), "one ends too early"
+            row, chosen = expected.logits[place], answer.tokens[place]
+            assert row.max() - row[chosen] <= CLEAR_GAP, f"token {place} is no near tie"
+            forced = answer.tokens[: place + 1]
+            expected = self.family.generate(PROMPTS[index], NEW_TOKENS, forced)
+        torch.testing.assert_close(
+            torch.stack(answer.logits), expected.logits, atol=TOLERANCE, rtol=0
+        )
+        is_ended = answer.tokens[-1] in self.family.model.eos_token_ids
+        assert answer.finish == (FinishReason.STOP if is_ended else FinishReason.LENGTH)
 
 
-def make_case(folder, name: str) -> Case:
-    family = make_family(folder, name)
-    return Case(family, [Expected(*family.generate(p, NEW_TOKENS)) for p in PROMPTS])
+def agreement(mine: Sequence[int], theirs: Sequence[int]) -> int:
+    """How many tokens two answers share before they part."""
+    pairs = zip(mine, theirs, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def make_case(family: Family) -> Case:
+    return Case(family, [family.generate(prompt, NEW_TOKENS) for prompt in PROMPTS])
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def case(request, tmp_path_factory) -> Case:
-    return make_case(tmp_path_factory.mktemp(request.param), request.param)
+    return make_case(make_family(tmp_path_factory.mktemp(request.param), request.param))
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory) -> Case:
-    return make_case(tmp_path_factory.mktemp("llama"), "llama3")
+    return make_case(make_family(tmp_path_factory.mktemp("llama"), "llama3"))
 
 
 def submit_all(engine: TinyEngine, copies: int = 1) -> None:
@@ -70,8 +94,8 @@ def assert_all_equal(case: Case, engine: TinyEngine) -> None:
 
 def test_ties_are_rare(case: Case) -> None:
     """More than 99 % of the reference's tokens are decided by a clear gap."""
-    gaps = [gap for expected in case.expected for gap in expected.gaps]
-    assert sum(gap > CLEAR_GAP for gap in gaps) > 0.99 * len(gaps)
+    gaps = torch.cat([expected.gaps for expected in case.expected])
+    assert (gaps > CLEAR_GAP).float().mean() > 0.99
     assert len(gaps) > 40
 
 
@@ -126,6 +150,57 @@ def test_every_policy(llama: Case, policy: str) -> None:
     engine.run()
     assert len(engine.answers) == 8
     assert_all_equal(llama, engine)
+
+
+# The comparison itself
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory) -> Case:
+    """A model in which every token of the lower half of the vocabulary has a twin in the upper."""
+    folder = make_tiny(tmp_path_factory.mktemp("twins"), "llama2", seed=3)
+    weights = load_file(folder / "model.safetensors")
+    head = weights["lm_head.weight"]
+    head[VOCAB_SIZE // 2 :] = head[: VOCAB_SIZE // 2]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return make_case(open_family(folder, "twins"))
+
+
+def test_an_answer_is_compared_beyond_ties(twins: Case) -> None:
+    """Where the reference ties at each token and the engine takes the other, all is compared."""
+    engine = twins.engine()
+    upper = tuple((token, 1e-3) for token in range(VOCAB_SIZE // 2, VOCAB_SIZE))
+    for i, prompt in enumerate(PROMPTS):
+        engine.submit(f"{i}", prompt, temperature=0.0, max_tokens=NEW_TOKENS, logit_bias=upper)
+    engine.run()
+    assert_all_equal(twins, engine)
+    for i, expected in enumerate(twins.expected):
+        assert agreement(engine.answers[f"{i}"].tokens, expected.tokens) < 5
+
+
+def wrong_token(answer: Answer) -> Answer:
+    second = int(answer.logits[7].topk(2).indices[1])
+    return replace(answer, tokens=[*answer.tokens[:7], second, *answer.tokens[8:]])
+
+
+def wrong_logit(answer: Answer) -> Answer:
+    answer.logits[-1][5] += 3 * TOLERANCE
+    return answer
+
+
+def cut_short(answer: Answer) -> Answer:
+    return replace(answer, tokens=answer.tokens[:-1], logits=answer.logits[:-1])
+
+
+@pytest.mark.parametrize("spoil", [wrong_token, wrong_logit, cut_short])
+def test_a_wrong_answer_is_caught(llama: Case, spoil: Callable[[Answer], Answer]) -> None:
+    """A token that is not the likeliest, logits a little off, an early end: none passes."""
+    engine = llama.engine()
+    engine.submit("0", PROMPTS[0], temperature=0.0, max_tokens=NEW_TOKENS)
+    answer = engine.run()["0"]
+    llama.assert_equal(answer, 0)
+    with pytest.raises(AssertionError):
+        llama.assert_equal(spoil(answer), 0)
 
 
 # Sampled answers: the same draws under any driving
