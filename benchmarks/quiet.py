@@ -1,8 +1,4 @@
-"""Is the machine quiet enough to measure? Reads /proc; Linux only.
-
-Processes of the idle scheduling class (`chrt --idle 0`) do not count: they get only time that
-nobody else wants, and moved no median of the engine's steps (docs/log.md).
-"""
+"""Is the machine quiet enough to measure? Reads /proc; Linux only."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ from pathlib import Path
 
 #: A measurement is refused while another process uses more than this share of a core.
 MOST = 0.2
-SCHED_IDLE = "5"
 
 
 def busy_processes(seconds: float = 1.0) -> list[tuple[float, str]]:
@@ -50,8 +45,6 @@ def _cpu_seconds() -> dict[int, tuple[float, str]]:
             continue  # ended meanwhile
         name, rest = text[text.index("(") + 1 : text.rindex(")")], text[text.rindex(")") + 2 :]
         fields = rest.split()
-        if fields[38] == SCHED_IDLE:
-            continue
         found[int(folder.name)] = ((int(fields[11]) + int(fields[12])) / tick, name)
     return found
 
