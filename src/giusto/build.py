@@ -10,6 +10,7 @@ import json
 import logging
 import socket
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
@@ -19,7 +20,7 @@ from giusto.core.clock import Clock, WallClock
 from giusto.core.errors import GiustoError
 from giusto.core.kv import BlockPool
 from giusto.core.latency import NUM_TERMS, LatencyModel, LinearLatency
-from giusto.core.plan import Limits, Policy
+from giusto.core.plan import Caps, Limits, Policy
 from giusto.core.programs import ProgramTable
 from giusto.core.queue import QueueLimits
 from giusto.core.scheduler import Scheduler
@@ -31,6 +32,13 @@ from giusto.predict.histogram import Histogram
 if TYPE_CHECKING:
     from giusto.engine.backend import EmbeddedBackend
     from giusto.engine.engine import Engine
+    from giusto.metrics.records import Record
+    from giusto.sim.cluster import Cluster
+    from giusto.sim.kernel import Kernel
+    from giusto.sim.replica import Replica
+    from giusto.sim.settings import SimSettings
+    from giusto.sim.truth import Truth
+    from giusto.workload.records import Entry
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +123,67 @@ def _public_name(model: str | None) -> str:
         return DEFAULT_MODEL_NAME
     path = Path(model)
     return path.name.removesuffix(".gguf") if path.exists() else model
+
+
+def cluster(
+    settings: SimSettings,
+    entries: Sequence[Entry],
+    sink: Callable[[tuple[Record, ...]], None] | None = None,
+) -> Cluster:
+    """Simulated replicas behind a router, for the lengths that `entries` have.
+
+    Raises ConfigError.
+    """
+    from giusto import routing
+    from giusto.sim.asks import Asks
+    from giusto.sim.cluster import Cluster
+    from giusto.sim.kernel import Kernel
+    from giusto.sim.truth import Truth
+
+    kernel = Kernel()
+    truth = Truth({e.id: e.output_tokens for e in entries if e.output_tokens is not None})
+    # One table for all: a program is one program wherever its calls are served.
+    programs = ProgramTable()
+    replicas = [
+        _replica(settings, index, kernel, truth, programs) for index in range(settings.replicas)
+    ]
+    asks = Asks(settings.classes, has_text=settings.prefix_caching)
+    return Cluster(kernel, replicas, routing.make(settings.router), asks, sink=sink)
+
+
+def _replica(
+    settings: SimSettings, index: int, kernel: Kernel, truth: Truth, programs: ProgramTable
+) -> Replica:
+    from giusto.sim.executor import SimExecutor
+    from giusto.sim.replica import Replica
+
+    profile = settings.profile
+    rng = Random(f"{settings.seed} replica {index}")
+    error = rng.uniform(1 - settings.model_error, 1 + settings.model_error)
+    believed = profile.latency.scaled(error / settings.speed)
+    lengths = Histogram()
+    deps = Dependencies(latency=believed, lengths=lengths, truth=truth)
+    made = Scheduler(
+        make(settings.policy, deps, settings.policy_options),
+        BlockPool(
+            settings.num_blocks or profile.num_blocks,
+            profile.block_size,
+            prefix_caching=settings.prefix_caching,
+        ),
+        settings.limits,
+        caps=Caps(lookahead=settings.lookahead),
+        is_checking=settings.check,
+    )
+    made.programs = programs
+    made.subscribe(lengths.observe)
+    executor = SimExecutor(
+        profile.latency.scaled(),
+        truth,
+        rng,
+        noise=profile.noise if settings.noise is None else settings.noise,
+        speed=settings.speed,
+    )
+    return Replica(index, kernel, made, executor, believed)
 
 
 def run_loop(settings: EngineSettings, connection: socket.socket) -> None:

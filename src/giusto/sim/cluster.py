@@ -1,0 +1,76 @@
+"""Replicas behind a router, and the users in front of it: one simulated run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from giusto.core.events import Event
+from giusto.metrics.records import Record, Recorder
+from giusto.routing.base import Router, Visitor
+from giusto.sim.asks import Asks
+from giusto.sim.kernel import Kernel
+from giusto.sim.replica import Replica
+from giusto.sim.users import Users
+from giusto.workload.records import Entry
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a run. Times are virtual seconds; `records` is empty when they were streamed."""
+
+    records: list[Record] = field(default_factory=list)
+    num_steps: int = 0
+    ended: float = 0.0
+
+
+class Cluster:
+    """Runs entries to their end. `sink` takes the records of each request as it ends."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        replicas: Sequence[Replica],
+        router: Router,
+        asks: Asks,
+        *,
+        sink: Callable[[tuple[Record, ...]], None] | None = None,
+    ) -> None:
+        self._kernel = kernel
+        self._replicas = replicas
+        self._router = router
+        self._asks = asks
+        self._outcome = Outcome()
+        self._sink = sink or self._outcome.records.extend
+        self._recorder = Recorder(self._sink)
+
+    def run(self, entries: Sequence[Entry]) -> Outcome:
+        """Let all arrive and end."""
+        users = Users(self._kernel, entries, self._send, lambda record: self._sink((record,)))
+
+        def observe(event: Event) -> None:
+            self._recorder.observe(event)
+            users.observe(event)
+
+        for replica in self._replicas:
+            replica.scheduler.subscribe(observe)
+        self._kernel.run()
+        self._outcome.num_steps = sum(replica.num_steps for replica in self._replicas)
+        self._outcome.ended = self._kernel.now
+        return self._outcome
+
+    def _send(self, entry: Entry) -> None:
+        ask = self._asks.ask(entry, self._kernel.now)
+        chosen = 0
+        if len(self._replicas) > 1:
+            chosen = self._router.choose(_visitor(entry), self._replicas)
+        self._replicas[chosen].submit(ask)
+
+
+def _visitor(entry: Entry) -> Visitor:
+    return Visitor(
+        entry.id,
+        entry.prompt_tokens or 0,
+        session=entry.step.program if entry.step else None,
+        prefix=entry.pieces[0].source if entry.pieces else None,
+    )

@@ -1,0 +1,97 @@
+"""Carries plans out in virtual time: how long a step takes, and which tokens it yields.
+
+The true world: step times are the profile's with noise, not the policy's model of them, and output
+lengths come from a private table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import Random
+
+from giusto.core.latency import BatchShape, LatencyModel
+from giusto.core.plan import Plan, Yield
+from giusto.core.request import FinishReason, Request
+from giusto.sim.truth import Truth
+
+NOTHING = Yield()
+A_TOKEN = Yield((0,))
+LAST_TOKEN = Yield((0,), finish=FinishReason.STOP)
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What a step came to."""
+
+    shape: BatchShape
+    seconds: float
+    yields: dict[str, Yield]
+
+
+class SimExecutor:
+    """Steps of one replica. `noise` is the standard deviation of the log of a step's time."""
+
+    def __init__(
+        self,
+        latency: LatencyModel,
+        truth: Truth,
+        rng: Random,
+        *,
+        noise: float = 0.0,
+        speed: float = 1.0,
+    ) -> None:
+        self._latency = latency
+        self._truth = truth
+        self._rng = rng
+        self._noise = noise
+        self._speed = speed
+        self._drawn: dict[str, int] = {}
+        self._lengths: dict[str, int] = {}
+
+    def execute(self, plan: Plan, requests: Mapping[str, Request], swapped: int = 0) -> Execution:
+        """Run an applied plan; `swapped` blocks go over the link beside it."""
+        prefill = prefill_kv = decodes = kv = 0
+        yields: dict[str, Yield] = {}
+        for grant in plan.grants:
+            request = requests[grant.request_id]
+            num_tokens = grant.num_tokens
+            end = request.num_computed_tokens + request.num_in_flight_tokens
+            if num_tokens > 1:
+                prefill += num_tokens
+                prefill_kv += num_tokens * (end - num_tokens)
+            else:
+                decodes += 1
+                kv += end
+            yields[request.id] = self._yield(request, end)
+        shape = BatchShape(prefill, prefill_kv, decodes, kv, swapped_blocks=swapped)
+        seconds = self._latency.step_time(shape) / self._speed
+        if self._noise:
+            seconds *= math.exp(self._rng.gauss(0.0, self._noise))
+        return Execution(shape, seconds, yields)
+
+    def forget(self, request_id: str) -> None:
+        """Drop what is known of a request that has ended."""
+        self._drawn.pop(request_id, None)
+        self._lengths.pop(request_id, None)
+
+    def _yield(self, request: Request, end: int) -> Yield:
+        """The next token once all known ones are computed; recomputed ones yield nothing new."""
+        drawn = self._drawn.get(request.id, 0)
+        if end < request.num_prompt_tokens + drawn:
+            return NOTHING
+        length = self._lengths.get(request.id)
+        if length is None:
+            length = self._lengths[request.id] = self._truth.output_tokens(request.id)
+        self._drawn[request.id] = drawn + 1
+        is_last = drawn + 1 >= length
+        if not request.token_ids:
+            return LAST_TOKEN if is_last else A_TOKEN
+        token = (answer_token(request, drawn),)
+        return Yield(token, finish=FinishReason.STOP) if is_last else Yield(token)
+
+
+def answer_token(request: Request, index: int) -> int:
+    """The identity of an answer's token: the request's seed names its text (`sim.asks`)."""
+    return ((request.sampling.seed or 0) << 32) + index

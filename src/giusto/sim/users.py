@@ -1,0 +1,145 @@
+"""Those who ask: entries at their time, and the later calls of a program after their parents.
+
+An open loop, as `giusto bench` is one: arrivals wait for nobody, a call with parents is sent when
+the last of them has ended and its tool has run, and is never sent when one of them failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from giusto.core.events import Event, Finished, Rejected
+from giusto.core.request import FinishReason
+from giusto.metrics.records import ProgramCall, Record
+from giusto.sim.kernel import Kernel, Order
+from giusto.workload.records import Entry
+
+ENDS = (Finished, Rejected)
+
+
+@dataclass(slots=True)
+class _Program:
+    """Calls that wait for others, and those that ended; `opened` with the first arrival.
+
+    With nothing left in `later` it is of no interest any more.
+    """
+
+    later: list[Entry] = field(default_factory=list)
+    answered: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
+    opened: float = 0.0
+
+
+class Users:
+    """Sends entries through `send`; books calls that are never sent through `give_up`."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        entries: Iterable[Entry],
+        send: Callable[[Entry], None],
+        give_up: Callable[[Record], None],
+    ) -> None:
+        self._kernel = kernel
+        self._send_to = send
+        self._give_up_to = give_up
+        self._programs: dict[str, _Program] = {}
+        self._under_way: dict[str, Entry] = {}
+        roots: list[Entry] = []
+        for entry in entries:
+            if entry.waits_for and entry.step is not None:
+                program = self._programs.setdefault(entry.step.program, _Program())
+                program.later.append(entry)
+            else:
+                roots.append(entry)
+        roots.sort(key=lambda entry: entry.arrival)
+        self._roots = iter(roots)
+        self._next_root()
+
+    def observe(self, event: Event) -> None:
+        """Learn from a replica's events which calls have ended."""
+        if not isinstance(event, ENDS):
+            return
+        entry = self._under_way.pop(event.request_id, None)
+        if entry is None or entry.step is None:
+            return
+        program = self._programs.get(entry.step.program)
+        if program is None:
+            return
+        is_answered = isinstance(event, Finished) and event.reason in (
+            FinishReason.STOP,
+            FinishReason.LENGTH,
+        )
+        (program.answered if is_answered else program.failed).add(entry.step.call)
+        self._go_on(entry.step.program, program)
+
+    def _next_root(self) -> None:
+        """One arrival lies on the heap at a time, however long the trace."""
+        entry = next(self._roots, None)
+        if entry is not None:
+            self._kernel.at(entry.arrival, Order.ARRIVAL, partial(self._arrive, entry))
+
+    def _arrive(self, entry: Entry) -> None:
+        if entry.step is not None and (program := self._programs.get(entry.step.program)):
+            program.opened = program.opened or self._kernel.now
+        self._send(entry)
+        self._next_root()
+
+    def _send(self, entry: Entry) -> None:
+        if entry.step is not None and entry.step.program in self._programs:
+            self._under_way[entry.id] = entry
+        self._send_to(entry)
+
+    def _go_on(self, name: str, program: _Program) -> None:
+        """Send the calls whose parents have all ended, after their tools have run."""
+        ready, blocked, later = _parted(program)
+        program.later = later
+        for entry in ready:
+            assert entry.step is not None
+            when = self._kernel.now + entry.step.tool_time
+            self._kernel.at(when, Order.ARRIVAL, partial(self._send, entry))
+        for entry in blocked:
+            assert entry.step is not None
+            program.failed.add(entry.step.call)
+            self._give_up_to(_never_sent(entry, self._kernel.now, program.opened))
+        if blocked:
+            self._go_on(name, program)
+        elif not later:
+            self._programs.pop(name, None)
+
+
+def _parted(program: _Program) -> tuple[list[Entry], list[Entry], list[Entry]]:
+    """Waiting calls that can be sent, that never will be, and that still wait."""
+    ready: list[Entry] = []
+    blocked: list[Entry] = []
+    later: list[Entry] = []
+    for entry in program.later:
+        if any(call in program.failed for call in entry.waits_for):
+            blocked.append(entry)
+        elif all(call in program.answered for call in entry.waits_for):
+            ready.append(entry)
+        else:
+            later.append(entry)
+    return ready, blocked, later
+
+
+def _never_sent(entry: Entry, now: float, opened: float) -> Record:
+    assert entry.step is not None
+    call = ProgramCall(entry.step.program, entry.step.call, opened, entry.step.deadline)
+    record = Record(
+        id=entry.id,
+        group=entry.id,
+        service_class=entry.service_class,
+        slo=entry.promise,
+        arrival=now,
+        origin=opened,
+        prompt_tokens=entry.prompt_tokens or 1,
+        tenant=entry.tenant,
+        weight=entry.weight,
+        cap=entry.max_tokens,
+        program=call,
+    )
+    error = "not sent: an earlier call failed"
+    return replace(record, closed=now, finish=FinishReason.ERROR, error=error)
