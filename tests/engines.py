@@ -131,16 +131,21 @@ class TinyEngine:
         return self.answers
 
     def assert_empty(self) -> None:
-        """Nothing is known of any request any more, and all memory is free."""
-        assert not self.scheduler.has_work
-        self.scheduler.check()
-        pool = self.scheduler.pool
-        assert pool.num_free == pool.num_blocks
-        assert not self.engine.runner._stops
-        assert not self.sampler._counts
+        assert_empty(self.engine)
 
     def count(self, kind: type[Event]) -> int:
         return sum(isinstance(event, kind) for event in self.events)
+
+
+def assert_empty(engine: Engine) -> None:
+    """Nothing is known of any request any more, and all memory is free."""
+    scheduler, runner = engine.scheduler, engine.runner
+    scheduler.check()
+    assert not scheduler.has_work
+    assert not scheduler._groups
+    assert scheduler.pool.num_free == scheduler.pool.num_blocks
+    assert not runner._stops
+    assert not runner.sampler._counts
 
 
 class Reference(NamedTuple):

@@ -6,14 +6,18 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Coroutine, Iterator
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
 
 import httpx
 from fastapi import FastAPI
 
 from giusto.config import ServerSettings
-from giusto.server.app import make_server
+from giusto.server.app import DrainingServer, make_server
+
+#: Seconds after which a wait has failed, however busy the machine.
+PATIENCE_S = 60
 
 
 class InProcess:
@@ -41,28 +45,41 @@ class InProcess:
 
 
 class Live:
-    """A server in a thread. `drain` does what SIGTERM does."""
+    """A server in a thread. `drain` does what SIGTERM does.
 
-    def __init__(self, app: FastAPI, settings: ServerSettings) -> None:
+    `life` makes the application on the server's own loop, and ends what it made.
+    """
+
+    def __init__(
+        self, life: Callable[[], AbstractAsyncContextManager[FastAPI]], settings: ServerSettings
+    ) -> None:
+        self._life = life
+        self._settings = settings
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = make_server(app, settings)
+        self.server: DrainingServer | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started = threading.Event()
 
     def _run(self) -> None:
         async def run() -> None:
-            self._loop = asyncio.get_running_loop()
-            self._started.set()
-            await self.server.serve([self._socket])
+            async with self._life() as app:
+                self._loop = asyncio.get_running_loop()
+                self.server = make_server(app, self._settings)
+                self._started.set()
+                await self.server.serve([self._socket])
 
-        asyncio.run(run())
+        try:
+            asyncio.run(run())
+        finally:
+            self._started.set()
 
     def start(self) -> None:
         self.thread.start()
-        assert self._started.wait(5)
+        assert self._started.wait(PATIENCE_S)
+        assert self.server is not None, "it could not start"
 
     def drain(self) -> None:
         assert self._loop is not None
@@ -71,7 +88,16 @@ class Live:
     def wait_for(self, work: Coroutine[Any, Any, None]) -> None:
         """Await something on the server's loop: a client has its answer before the request ends."""
         assert self._loop is not None
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(5)
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
+
+    def settle(self) -> None:
+        """Wait until every request that the server has read has ended, answered or given up."""
+
+        async def work() -> None:
+            while tasks := set(self.server.server_state.tasks):
+                await asyncio.wait(tasks)
+
+        self.wait_for(work())
 
     def stop(self) -> None:
         self.server.should_exit = True
@@ -80,10 +106,19 @@ class Live:
         assert not self.thread.is_alive()
 
 
+L = TypeVar("L", bound=Live)
+
+
 @contextlib.contextmanager
 def live(app: FastAPI, settings: ServerSettings | None = None) -> Iterator[Live]:
     """Serve an application on a free port of loopback."""
-    server = Live(app, settings or ServerSettings())
+    with running(Live(lambda: contextlib.nullcontext(app), settings or ServerSettings())) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running(server: L) -> Iterator[L]:
+    """Start a server and stop it at the end."""
     server.start()
     try:
         yield server

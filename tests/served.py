@@ -1,4 +1,4 @@
-"""`giusto serve` as a process of its own, as a user starts it."""
+"""Servers with a real engine: `giusto serve` as users start it; one whose engine is in reach."""
 
 from __future__ import annotations
 
@@ -6,12 +6,26 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
+from fastapi import FastAPI
+
+from engines import assert_empty
+from giusto import build
+from giusto.config import ServerSettings
+from giusto.core.clock import WallClock
+from giusto.engine.backend import EmbeddedBackend
+from giusto.engine.engine import Engine
+from giusto.engine.launch import ThreadLauncher
+from giusto.engine.loop import Loop
+from giusto.engine.settings import EngineSettings
+from giusto.server.app import create_app
+from live import PATIENCE_S, Live
 
 START_S = 60
 URL = re.compile(r" on (http://\S+) ")
@@ -82,17 +96,6 @@ class Served:
     def post(self, path: str, **options: object) -> httpx.Response:
         return httpx.post(self.url + path, timeout=60, **options)
 
-    def is_free(self) -> bool:
-        """Whether nothing runs or waits and all KV memory is free."""
-        load = self.get("/load").json()
-        return (
-            load["running"] == load["waiting"] == 0 and load["free_blocks"] == load["total_blocks"]
-        )
-
-    def until_free(self) -> None:
-        """Ask until everything is free: an abort takes a step or two to be carried out."""
-        assert any(self.is_free() for _ in range(2000)), self.get("/load").text
-
 
 @contextlib.contextmanager
 def served(*words: str, **env: str) -> Iterator[Served]:
@@ -104,3 +107,60 @@ def served(*words: str, **env: str) -> Iterator[Served]:
     finally:
         code = server.stop() if server.process.poll() is None else server.wait()
         assert code == 0, "".join(server.log)
+
+
+class Watched(Live):
+    """A server and its engine as two threads of this process, so that `engine` can be looked at.
+
+    `post` and `get` are those of a client with the API key `key`.
+    """
+
+    def __init__(self, engine: EngineSettings, server: ServerSettings, key: str) -> None:
+        super().__init__(self._live, server)
+        self._engine_settings = engine
+        self._clock = WallClock()
+        self.backend = EmbeddedBackend(ThreadLauncher(self._drive), self._clock)
+        self.engine: Engine | None = None
+        self.app: FastAPI | None = None
+        # Each request has a connection of its own, accepted after all that came before.
+        self._client = httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=PATIENCE_S,
+            limits=httpx.Limits(max_keepalive_connections=0),
+        )
+        self.post, self.get = self._client.post, self._client.get
+
+    @contextlib.asynccontextmanager
+    async def _live(self) -> AsyncIterator[FastAPI]:
+        await self.backend.start()
+        try:
+            self.app = create_app(self.backend, self._settings)
+            yield self.app
+        finally:
+            await self.backend.stop()
+
+    def _drive(self, connection: socket.socket) -> None:
+        with connection:
+            self.engine, ready = build.engine(self._engine_settings, self._clock)
+            Loop(self.engine, connection).run(ready)
+
+    def stop(self) -> None:
+        self._client.close()
+        super().stop()
+
+    def assert_nothing_leaked(self) -> None:
+        """The server still answers, and of what it was asked before nothing is left anywhere.
+
+        By the time the first request is answered, all that earlier clients sent is read, and what
+        they abandoned is then waited for. The second comes to the engine after the aborts; once
+        it is answered the engine's thread waits for messages, and its state can be looked at.
+        """
+        for _ in range(2):
+            answer = self.post("/v1/completions", json={"prompt": "hi", "max_tokens": 2})
+            assert answer.status_code == 200, answer.text
+            self.settle()
+        assert_empty(self.engine)
+        assert not self.backend._open
+        assert not self.backend._samples
+        assert not self.app.state.routes.promises._open

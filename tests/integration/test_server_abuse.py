@@ -1,4 +1,8 @@
-"""The abuse that other servers did not survive: a clear 4xx, and the next request is served."""
+"""The abuse that other servers did not survive: a clear 4xx, and the next request is served.
+
+The backend is a fake, so that it can be seen that nothing reaches it. `tests/e2e/test_abuse.py`
+sends the same to a real engine and looks at its memory.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +22,15 @@ HI = {"messages": [{"role": "user", "content": "hi"}]}
 
 @pytest.fixture
 def backend():
-    return FakeBackend()
+    """A backend; after each test no request is open in it."""
+    made = FakeBackend()
+    yield made
+    assert made.open == set()
 
 
 @pytest.fixture
 def api(backend):
-    yield InProcess(create_app(backend, ServerSettings()))
-    assert backend.open == set()
+    return InProcess(create_app(backend, ServerSettings()))
 
 
 @pytest.mark.parametrize(
