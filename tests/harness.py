@@ -9,12 +9,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from giusto.core.events import Event, Finished, Stepped
+from giusto.core.events import Arrived, Event, Finished, Rejected, Stepped
 from giusto.core.kv import BlockPool
 from giusto.core.latency import BatchShape, LatencyModel, LinearLatency
 from giusto.core.plan import Caps, Limits, Plan, Policy, StepOutcome, Yield
 from giusto.core.request import FinishReason, Submission
 from giusto.core.scheduler import Scheduler
+from giusto.core.slo import BestEffort
 from giusto.policies import make
 from giusto.policies.base import Dependencies
 from giusto.predict.histogram import Histogram
@@ -24,12 +25,29 @@ LATENCY = LinearLatency((0.015, 0.0007, 2e-8, 0.0006, 1e-6, 0.0006, 0.001, 0.0, 
 LIMITS = Limits(max_num_batched_tokens=256, max_num_seqs=32, block_size=16)
 
 
+@dataclass(frozen=True)
+class Truth:
+    """How long each output will be, by request id: what only a driver without a model can tell."""
+
+    lengths: Mapping[str, int]
+
+    def output_tokens(self, request_id: str) -> int:
+        return self.lengths[request_id]
+
+
 def policy_named(
-    name: str, latency: LatencyModel = LATENCY, **options: object
+    name: str,
+    latency: LatencyModel = LATENCY,
+    truth: Mapping[str, int] | None = None,
+    **options: object,
 ) -> tuple[Policy, Histogram]:
-    """A policy with a histogram predictor that the caller must subscribe."""
+    """A policy with a histogram predictor that the caller must subscribe.
+
+    `truth` has the lengths that the executor will give, for policies that are oracles.
+    """
     lengths = Histogram()
-    return make(name, Dependencies(latency=latency, lengths=lengths), options), lengths
+    deps = Dependencies(latency, lengths, Truth(truth) if truth is not None else None)
+    return make(name, deps, options), lengths
 
 
 def shape_of(plan: Plan, scheduler: Scheduler) -> BatchShape:
@@ -109,6 +127,13 @@ class Drive:
         for observe in observers:
             scheduler.subscribe(observe)
         return cls(scheduler, Executor(lengths), latency, after_step)
+
+    def answered(self, lengths: Mapping[str, int]) -> dict[str, int]:
+        """Of `lengths` those that were not shed; only for who was promised something may be."""
+        shed = {event.request_id for event in self.events if isinstance(event, Rejected)}
+        kinds = {e.request.id: e.request.slo for e in self.events if isinstance(e, Arrived)}
+        assert not any(isinstance(kinds[request_id], BestEffort) for request_id in shed)
+        return {name: length for name, length in lengths.items() if name not in shed}
 
     @property
     def emitted(self) -> dict[str, int]:

@@ -23,7 +23,7 @@ def path_of(name: str) -> Path:
 def record(name: str) -> list[str]:
     """Run the policy on sixty mixed requests, memory for two or three at a time."""
     load = mixed_load(60, seed=60)
-    policy, lengths = policy_named(name)
+    policy, lengths = policy_named(name, truth=load.lengths)
     limits = Limits(max_num_batched_tokens=512, max_num_seqs=32, block_size=16)
     drive = Drive.of(
         policy, load.lengths, num_blocks=36, limits=limits, observers=[lengths.observe]

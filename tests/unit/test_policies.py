@@ -10,10 +10,10 @@ from giusto.core.slo import BestEffort, Deadline, Streaming
 from giusto.policies import DEFAULT, REGISTRY, make
 from giusto.policies.base import Dependencies, with_floor
 from giusto.predict.base import Constant
-from harness import LATENCY, policy_named
+from harness import LATENCY, Truth, policy_named
 from strategies import LiteralView, decoding, request
 
-DEPS = Dependencies(LATENCY, Constant(32))
+DEPS = Dependencies(LATENCY, Constant(32), Truth({}))
 
 
 def grants(plan: Plan) -> list[str]:

@@ -14,7 +14,18 @@ from typing import Any
 
 from giusto.core.errors import ConfigError
 from giusto.core.plan import Policy
-from giusto.policies import edf, fcfs, giusto, priority, sarathi
+from giusto.policies import (
+    edf,
+    edf_shed,
+    fcfs,
+    giusto,
+    ltr,
+    priority,
+    sarathi,
+    sjf,
+    srpt_oracle,
+    vllm_v0,
+)
 from giusto.policies.base import Dependencies
 
 REGISTRY: dict[str, ModuleType] = {
@@ -23,6 +34,11 @@ REGISTRY: dict[str, ModuleType] = {
     "priority": priority,
     "sarathi": sarathi,
     "edf": edf,
+    "edf-shed": edf_shed,
+    "vllm-v0": vllm_v0,
+    "sjf": sjf,
+    "ltr": ltr,
+    "srpt-oracle": srpt_oracle,
 }
 DEFAULT = "giusto"
 

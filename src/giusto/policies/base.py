@@ -1,20 +1,34 @@
-"""What policies share: their dependencies, the floor that keeps anyone from starving."""
+"""What policies share: dependencies, orders that two of them use, the floor against starving."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from heapq import nsmallest
 from itertools import chain
+from typing import Protocol
 
+from giusto.core.events import Finished
 from giusto.core.latency import LatencyModel
 from giusto.core.plan import View, Want
 from giusto.core.request import RequestView
-from giusto.core.slo import BestEffort
+from giusto.core.slo import BestEffort, due, is_missed
 from giusto.predict.base import LengthPredictor
 
 #: Share of a step's tokens kept for the request that has waited longest for its first token.
 FLOOR_SHARE = 0.05
 DEFAULT_STARVATION = BestEffort().starvation
+#: Lengths are asked anew after so many requests have ended: predictors learn no faster.
+RENEWAL = 32
+
+
+class TrueLengths(Protocol):
+    """What only a simulator knows; for reference policies that say so with `IS_ORACLE`."""
+
+    def output_tokens(self, request_id: str) -> int:
+        """The whole output of a request, in tokens."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +37,7 @@ class Dependencies:
 
     latency: LatencyModel
     lengths: LengthPredictor
+    truth: TrueLengths | None = None
 
 
 class Stateless:
@@ -30,6 +45,67 @@ class Stateless:
 
     def observe(self, event: object) -> None:
         """Nothing to learn."""
+
+
+class Remembered:
+    """A length predictor that is asked once per request, and again when outlived or renewed.
+
+    A look-up each, so that ten thousand waiting requests can be ranked in every step.
+    """
+
+    def __init__(self, lengths: LengthPredictor) -> None:
+        self._lengths = lengths
+        self._totals: dict[str, float] = {}
+        self._num_ended = 0
+
+    def remaining(self, request: RequestView) -> float:
+        """As the predictor's, at most `RENEWAL` endings old."""
+        emitted = request.num_output_tokens
+        total = self._totals.get(request.id, 0.0)
+        if total <= emitted:
+            total = self._totals[request.id] = emitted + self._lengths.remaining(request)
+        return total - emitted
+
+    def observe(self, event: object) -> None:
+        """Count endings; the predictor itself learns elsewhere."""
+        if isinstance(event, Finished):
+            self._num_ended += 1
+            if self._num_ended % RENEWAL == 0:
+                self._totals.clear()
+
+
+def earliest_due(view: View, waiting: Iterable[RequestView]) -> list[RequestView]:
+    """Residents and who of `waiting` may be admitted now: earliest due first, missed ones after
+    all that can still be kept, best effort last."""
+    now = view.now
+
+    def urgency(request: RequestView) -> tuple[int, float, float]:
+        when = due(request.slo, request)
+        if when == math.inf:
+            return 2, request.arrival, 0.0
+        # Before its first token a request is missed once that, or its deadline, is past due.
+        has_begun = request.num_output_tokens
+        is_late = is_missed(request.slo, request, now) if has_begun else now > when
+        return int(is_late or request.is_demoted), when, request.arrival
+
+    # `pack` reads no further than the slots, the first that does not fit, and the floor's.
+    waiting = nsmallest(view.free_slots + 2, waiting, key=urgency)
+    return sorted(chain(view.running, waiting), key=urgency)
+
+
+def prompts_first(view: View) -> Iterable[RequestView]:
+    """First come, first served, in steps of prompts alone as long as one fits, else of decodes."""
+    prompts = [request for request in view.running if request.num_remaining_tokens > 1]
+    if prompts or (view.waiting and _fits(view.waiting[0], view)):
+        return chain(prompts, view.waiting)
+    return view.running
+
+
+def _fits(request: RequestView, view: View) -> bool:
+    """Whether a waiting prompt, as far as one step may take it, finds a slot and blocks."""
+    tokens = request.num_remaining_tokens - view.cost(request.id, 1).cached_tokens
+    tokens = min(tokens, view.limits.max_num_batched_tokens)
+    return view.free_slots > 0 and view.cost(request.id, tokens).total <= view.free_blocks
 
 
 def with_floor(

@@ -8,16 +8,11 @@ whoever has waited half a starvation span for a first token gets a twentieth of 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from heapq import nsmallest
-from itertools import chain
 
 from giusto.core.pack import pack
 from giusto.core.plan import Plan, View, Want
-from giusto.core.request import RequestView
-from giusto.core.slo import due, is_missed
-from giusto.policies.base import Dependencies, Stateless, with_floor
+from giusto.policies.base import Dependencies, Stateless, earliest_due, with_floor
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +24,7 @@ class Edf(Stateless):
     """See the module."""
 
     def plan(self, view: View) -> Plan:
-        now = view.now
-
-        def urgency(request: RequestView) -> tuple[int, float, float]:
-            when = due(request.slo, request)
-            if when == math.inf:
-                return 2, request.arrival, 0.0
-            # Before its first token a request is missed once that, or its deadline, is past due.
-            has_begun = request.num_output_tokens
-            is_late = is_missed(request.slo, request, now) if has_begun else now > when
-            return int(is_late or request.is_demoted), when, request.arrival
-
-        # `pack` reads no further than the slots, the first that does not fit, and the floor's.
-        waiting = nsmallest(view.free_slots + 2, view.waiting, key=urgency)
-        order = sorted(chain(view.running, waiting), key=urgency)
+        order = earliest_due(view, view.waiting)
         return pack(with_floor((Want(request.id) for request in order), view), view)
 
 
