@@ -1,17 +1,31 @@
-"""Measure what steps cost on this machine and fit the latency model; run once at start-up."""
+"""Measure what steps cost on this machine: quickly at start-up, thoroughly for `giusto profile`.
+
+At start-up, `measure` times the bare model on a few shapes and `fit` makes the latency model that
+policies begin with. `make_profile` times whole steps, batch building and sampling included, on a
+grid of cases, again and again in changing order, and makes the profile that the simulator loads.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
 from statistics import median
 
 import torch
+from torch.nn.functional import linear
 
 from giusto.core.clock import Clock
 from giusto.core.latency import BatchShape, LinearLatency
-from giusto.engine.model import Decoder
-from giusto.engine.tensors import BatchTensors, KVCache
+from giusto.core.plan import Grant, Limits, Plan
+from giusto.core.request import Request, SamplingParams, Submission
+from giusto.engine.model import Decoder, has_native_bf16
+from giusto.engine.runner import ModelRunner
+from giusto.engine.tensors import BatchTensors, KVCache, bytes_per_block
+from giusto.profiles.fit import Timing, fit_latency, noise, residuals
+from giusto.profiles.grid import Case, Room, cases
+from giusto.profiles.profile import Profile
 
 log = logging.getLogger(__name__)
 
@@ -90,3 +104,165 @@ def _batch(
         block_tables=tables.to(device),
         logits_indices=torch.arange(tokens - 1, count * tokens, tokens, device=device),
     )
+
+
+#: Rounds over the grid whose times count, after one that warms up.
+ROUNDS = 7
+#: What users sample with, and what the built-in workload does: a draw costs more than an argmax.
+SAMPLING = SamplingParams(temperature=0.7, top_p=0.95, seed=0)
+#: Above this difference between the loops before and after, the machine was not the same.
+STEADY = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is profiled, in words, and the limits that it is used with."""
+
+    name: str
+    hardware: str
+    model: str
+    limits: Limits
+    max_model_len: int
+
+
+def make_profile(
+    runner: ModelRunner,
+    clock: Clock,
+    rng: Random,
+    subject: Subject,
+    on_round: Callable[[int, int], None] = lambda done, rounds: None,
+) -> tuple[list[Timing], Profile]:
+    """Time the grid and fit a profile; half a minute to a few, on an engine that serves nothing.
+
+    `on_round` is told the rounds done, of how many. Writes to the cache. Warns when the machine's
+    speed changed meanwhile: run it again then.
+    """
+    kv = runner.kv
+    limits = subject.limits
+    room = Room(
+        limits.max_num_batched_tokens,
+        limits.max_num_seqs,
+        subject.max_model_len,
+        kv.num_blocks,
+        kv.block_size,
+    )
+    before = calibration_loop(clock)
+    timings = time_cases(runner, clock, rng, cases(room), on_round)
+    after = calibration_loop(clock)
+    if abs(after / before - 1) > STEADY:
+        log.warning(
+            "the calibration loop took %.3f s before and %.3f s after: the machine is not quiet",
+            before,
+            after,
+        )
+    latency = fit_latency(timings)
+    alone = BatchShape(decode_seqs=1, kv_tokens=128)
+    return timings, Profile(
+        name=subject.name,
+        hardware=subject.hardware,
+        model=subject.model,
+        measured=f"giusto profile: {len(timings)} kinds of step, medians of {ROUNDS} rounds; "
+        f"calibration loop {before:.3f} s before and {after:.3f} s after",
+        latency=latency,
+        block_size=kv.block_size,
+        num_blocks=kv.num_blocks,
+        bytes_per_block=bytes_per_block(runner.decoder.config, kv.block_size, runner.decoder.dtype),
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_num_seqs=limits.max_num_seqs,
+        slo_unit=latency.step_time(alone),
+        noise=noise(timings),
+        calibration=(before + after) / 2,
+        residuals=residuals(latency, timings),
+    )
+
+
+def time_cases(
+    runner: ModelRunner,
+    clock: Clock,
+    rng: Random,
+    grid: Sequence[Case],
+    on_round: Callable[[int, int], None] = lambda done, rounds: None,
+) -> list[Timing]:
+    """Time each case once a round, each round in another order: drift then hits all alike."""
+    steps = [_step(case, runner, rng) for case in grid]
+    _clear(runner.kv, max(_num_slots(requests, runner.kv) for _, requests in steps))
+    times: list[list[float]] = [[] for _ in grid]
+    shapes: list[BatchShape] = [BatchShape()] * len(grid)
+    order = list(range(len(grid)))
+    for done in range(ROUNDS + 1):
+        rng.shuffle(order)
+        for at in order:
+            plan, requests = steps[at]
+            started = clock.now()
+            execution = runner.execute(plan, requests)
+            ended = clock.now()
+            shapes[at] = execution.shape
+            if done:
+                times[at].append(ended - started)
+        on_round(done, ROUNDS)
+    return [
+        Timing(case.kind, shape, tuple(taken))
+        for case, shape, taken in zip(grid, shapes, times, strict=True)
+    ]
+
+
+def _step(case: Case, runner: ModelRunner, rng: Random) -> tuple[Plan, dict[str, Request]]:
+    """The plan of a case and its requests, side by side in the cache."""
+    size, vocab_size = runner.kv.block_size, runner.sampler.vocab_size
+    requests: dict[str, Request] = {}
+    grants = []
+    next_block = 0
+    for number, (held, new) in enumerate(case.sequences):
+        length = held + new
+        ids = tuple(rng.choices(range(vocab_size), k=length))
+        request = Request.of(
+            Submission(str(number), 0.0, length, prompt_ids=ids, sampling=SAMPLING)
+        )
+        request.num_computed_tokens = held
+        width = -(-length // size)
+        request.blocks = list(range(next_block, next_block + width))
+        next_block += width
+        requests[request.id] = request
+        grants.append(Grant(request.id, new))
+    return Plan(0, tuple(grants)), requests
+
+
+def _num_slots(requests: dict[str, Request], kv: KVCache) -> int:
+    return sum(len(request.blocks) for request in requests.values()) * kv.block_size
+
+
+def _clear(kv: KVCache, num_slots: int) -> None:
+    """Contexts are read that were never written: make sure that they hold numbers."""
+    for layer in kv.layers:
+        layer.keys[:num_slots].zero_()
+        layer.values[:num_slots].zero_()
+
+
+#: The calibration loop's work: rows that pass through matrices of the default model's shapes.
+_CALIBRATION_ROWS, _CALIBRATION_PASSES = 8, 50
+_CALIBRATION_LAYERS = ((960, 576), (576, 576), (3072, 576), (576, 1536))
+_CALIBRATION_HEAD = (49_152, 576)
+
+
+def calibration_loop(clock: Clock) -> float:
+    """Seconds that a fixed amount of work takes: about one on two good cores.
+
+    The work is a decode step's heaviest part, reading some 135 million weights once per pass, on
+    this machine's CPU with the threads of this process. Its ratio to a profile's `calibration` says
+    how much slower the machine is today; compare only loops of one machine and environment.
+    """
+    dtype = torch.bfloat16 if has_native_bf16() else torch.float32
+    shapes = (*_CALIBRATION_LAYERS * 30, _CALIBRATION_HEAD)
+    weights = [torch.full(shape, 1 / shape[1], dtype=dtype) for shape in shapes]
+    rows = {shape[1]: torch.ones(_CALIBRATION_ROWS, shape[1], dtype=dtype) for shape in shapes}
+
+    def run(passes: int) -> None:
+        for _ in range(passes):
+            for weight in weights:
+                linear(rows[weight.shape[1]], weight)
+
+    with torch.inference_mode():
+        run(passes=2)
+        started = clock.now()
+        run(_CALIBRATION_PASSES)
+        return clock.now() - started
