@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from giusto.sim.cluster import Cluster
     from giusto.sim.kernel import Kernel
     from giusto.sim.replica import Replica
+    from giusto.sim.run import SimRun
     from giusto.sim.settings import SimSettings
     from giusto.sim.truth import Truth
     from giusto.workload.records import Entry
@@ -123,6 +124,13 @@ def _public_name(model: str | None) -> str:
         return DEFAULT_MODEL_NAME
     path = Path(model)
     return path.name.removesuffix(".gguf") if path.exists() else model
+
+
+def simulate(run: SimRun) -> dict[str, Any]:
+    """One simulated run as a flat object of figures. Raises ConfigError."""
+    from giusto.sim.run import simulate as run_it
+
+    return run_it(run, cluster)
 
 
 def cluster(

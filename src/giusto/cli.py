@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +13,9 @@ import typer
 
 from giusto import __version__
 from giusto.bench.command import bench
-from giusto.core.errors import ConfigError, GiustoError
+from giusto.commands.errors import explained
+from giusto.commands.simulate import simulate, sweep
+from giusto.core.errors import ConfigError
 from giusto.engine.settings import EngineSettings
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(bench)
+app.command()(simulate)
+app.command()(sweep)
 
 _SHARED = ("max_num_queued_reqs", "max_num_queued_tokens", "log_level")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -181,7 +183,7 @@ def serve(
         '{"messages": [{"role": "user", "content": "Hi"}], "slo": {"ttft_ms": 500, "tpot_ms": 50}}'
     """
     given = {name: value for name, value in locals().items() if value is not None}
-    with _explained("serve"):
+    with explained("serve"):
         server, engine = _settings(given, config)
         logging.basicConfig(
             level=server.log_level.upper(),
@@ -266,26 +268,6 @@ def _announce(
     )
     typer.echo("\n".join(lines))
     sys.stdout.flush()
-
-
-@contextlib.contextmanager
-def _explained(command: str) -> Iterator[None]:
-    """Turn what went wrong on purpose into one sentence and an exit code."""
-    try:
-        yield
-    except GiustoError as error:
-        typer.secho(f"giusto {command}: {error}", fg=typer.colors.RED, err=True)
-        raise typer.Exit(2) from None
-    except ModuleNotFoundError as error:
-        typer.secho(
-            f"giusto {command}: {error.name} is missing: pip install 'giusto[serve]'",
-            fg=typer.colors.RED,
-            err=True,
-        )
-        raise typer.Exit(2) from None
-    except OSError as error:
-        typer.secho(f"giusto {command}: {error}", fg=typer.colors.RED, err=True)
-        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from giusto.bench.client import Client
@@ -47,24 +46,9 @@ async def calibrate(
                     )
             runs.append(run.records)
             on_done()
-        times[name] = _medians(runs[1:] or runs)
+        deliveries = [[record.delivery for record in run] for run in runs]
+        times[name] = ClassTimes.of(deliveries[1:] or deliveries)
     return times
-
-
-def _medians(runs: Sequence[Sequence[Record]]) -> ClassTimes:
-    records = [record for run in runs for record in run]
-    programs = [
-        max(r.arrival + r.delivery.e2e for r in run) - run[0].program.opened
-        for run in runs
-        if run[0].program is not None
-    ]
-    paces = [r.delivery.tpot for r in records if len(r.token_times) > 1]
-    return ClassTimes(
-        ttft=median(r.delivery.ttft for r in records),
-        tpot=median(paces or [0.0]),
-        e2e=median(r.delivery.e2e for r in records),
-        program=median(programs) if programs else None,
-    )
 
 
 def to_json(times: Times) -> dict[str, dict[str, float | None]]:

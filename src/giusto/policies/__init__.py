@@ -7,8 +7,11 @@ of its docstring is what `giusto policies` prints.
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -50,9 +53,7 @@ def make(name: str, deps: Dependencies, options: Mapping[str, object] | None = N
 
     Raises ConfigError for an unknown name or option, naming the nearest, and for a bad value.
     """
-    module = REGISTRY.get(name)
-    if module is None:
-        raise ConfigError(f"unknown scheduling policy {name!r}{_nearest(name, REGISTRY)}")
+    module = module_named(name)
     known = {f.name: f.default for f in fields(module.Parameters)}
     values = {}
     for option, value in (options or {}).items():
@@ -64,6 +65,32 @@ def make(name: str, deps: Dependencies, options: Mapping[str, object] | None = N
     except ValueError as error:
         raise ConfigError(f"policy {name}: {error}") from error
     return policy
+
+
+def module_named(name: str) -> ModuleType:
+    """The module of a policy: one in REGISTRY, or a Python file with `Parameters` and `make`.
+
+    Raises ConfigError.
+    """
+    if name in REGISTRY:
+        return REGISTRY[name]
+    path = Path(name)
+    if path.suffix != ".py":
+        raise ConfigError(f"unknown scheduling policy {name!r}{_nearest(name, REGISTRY)}")
+    if not path.is_file():
+        raise ConfigError(f"there is no file {name} to take a policy from")
+    spec = importlib.util.spec_from_file_location(f"giusto_policy_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{name}: {type(error).__name__}: {error}") from error
+    if not hasattr(module, "Parameters") or not hasattr(module, "make"):
+        raise ConfigError(f"{name} needs a dataclass Parameters and make(parameters, deps)")
+    return module
 
 
 def _nearest(word: str, known: Mapping[str, object]) -> str:

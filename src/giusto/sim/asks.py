@@ -65,7 +65,7 @@ class Asks:
 
     def _tokens(self, entry: Entry) -> tuple[int, ...]:
         rest = (entry.prompt_tokens or 0) - sum(piece.tokens for piece in entry.pieces)
-        pieces = (*entry.pieces, Piece(f"{entry.id} asked", 0, rest))
+        pieces = (*entry.pieces, Piece(f"{entry.id} own", 0, rest))
         return tuple(chain.from_iterable(self._range(piece) for piece in pieces))
 
     def _range(self, piece: Piece) -> range:

@@ -12,13 +12,15 @@ import gzip
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import islice, takewhile
+from statistics import median
 
-from giusto.core.slo import SLO, BestEffort, Deadline, Program, Streaming
+from giusto.core.slo import SLO, BestEffort, Deadline, Delivery, Program, Streaming
 from giusto.workload.arrivals import arrivals
+from giusto.workload.measured import Counts, measured
 from giusto.workload.records import Entry, Message, Step
 
 NAME = "mixed"
@@ -53,6 +55,23 @@ class ClassTimes:
     tpot: float
     e2e: float
     program: float | None = None
+
+    @classmethod
+    def of(cls, units: Sequence[Sequence[Delivery]]) -> ClassTimes:
+        """Medians over arrivals, each a request or the calls of a program."""
+        calls = [call for unit in units for call in unit]
+        programs = [
+            max(call.arrival + call.e2e for call in unit) - min(call.arrival for call in unit)
+            for unit in units
+            if len(unit) > 1
+        ]
+        paces = [call.tpot for call in calls if len(call.token_times) > 1]
+        return cls(
+            ttft=median(call.ttft for call in calls),
+            tpot=median(paces or [0.0]),
+            e2e=median(call.e2e for call in calls),
+            program=median(programs) if programs else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +113,35 @@ def entries(load: Load) -> list[Entry]:
     for index, (now, (name, text, rng)) in enumerate(
         zip(islice(until, load.count), contents, strict=False)
     ):
-        result += _arrival(f"{name}-{index}", now, name, text, rng)
+        result += arrival(f"{name}-{index}", name, text, rng, now)
     return result
+
+
+def counted(entries: Sequence[Entry]) -> list[Entry]:
+    """State token counts instead of texts, from the shipped record of what the default model said.
+
+    Each prompt was answered several times; an entry gets one of its prompt's answers, by its seed.
+    """
+    table = _lengths()
+    counts: dict[str, Counts] = {}
+    for entry in entries:
+        told = [m.content for m in entry.messages if m.role == "user"]
+        answers = table[entry.service_class][told[0]]
+        if entry.step is None:
+            counts[entry.id] = answers[(entry.seed or 0) % len(answers)][0]
+            continue
+        # Both calls of a program are of one and the same recorded run.
+        run = answers[random.Random(entry.step.program + told[0]).randrange(len(answers))]
+        counts[entry.id] = run[len(told) - 1]
+    return measured(entries, counts)
 
 
 def calibration() -> dict[str, list[list[Entry]]]:
     """Arrivals of each class with a promise, to be sent one at a time to an idle server."""
-    pools = _pools()
+    pools = prompts()
     units = {
         name: [
-            _arrival(f"calibration-{name}-{i}", 0.0, name, text, random.Random(f"{name} {i}"))
+            arrival(f"calibration-{name}-{i}", name, text, random.Random(f"{name} {i}"))
             for i, text in enumerate(pools[name][:CALIBRATION_PROMPTS])
         ]
         for name in CLASSES
@@ -116,7 +154,7 @@ def calibration() -> dict[str, list[list[Entry]]]:
 
 def _contents(rng: random.Random) -> Iterator[tuple[str, str, random.Random]]:
     """Yield class, prompt and a generator of its own for each arrival, for ever."""
-    pools = {name: texts[CALIBRATION_PROMPTS:] for name, texts in _pools().items()}
+    pools = {name: texts[CALIBRATION_PROMPTS:] for name, texts in prompts().items()}
     decks: dict[str, list[str]] = {name: [] for name in pools}
     while True:
         block = [name for name, (share, _) in CLASSES.items() for _ in range(share)]
@@ -127,9 +165,10 @@ def _contents(rng: random.Random) -> Iterator[tuple[str, str, random.Random]]:
             yield name, decks[name].pop(), random.Random(rng.getrandbits(64))
 
 
-def _arrival(
-    name: str, now: float, service_class: str, text: str, rng: random.Random
+def arrival(
+    name: str, service_class: str, text: str, rng: random.Random, now: float = 0.0
 ) -> list[Entry]:
+    """The calls of one arrival with this prompt, at `now`."""
     if service_class == "program":
         return _program(name, now, text, rng)
     system = (Message("system", TOOL_SYSTEM),) if service_class == "tool" else ()
@@ -176,7 +215,23 @@ def _entry(
     )
 
 
-def _pools() -> dict[str, list[str]]:
+def _lengths() -> dict[str, dict[str, list[list[Counts]]]]:
+    """By pool and prompt: recorded runs, each with prompt and answer tokens of its calls.
+
+    Written by benchmarks/workload/record_lengths.py.
+    """
+    path = resources.files("giusto.workload") / "data" / "lengths.json.gz"
+    rows = json.loads(gzip.decompress(path.read_bytes()))
+    return {
+        pool: {
+            text: [[Counts(*call) for call in run] for run in runs]
+            for text, runs in zip(texts, rows[pool], strict=True)
+        }
+        for pool, texts in prompts().items()
+    }
+
+
+def prompts() -> dict[str, list[str]]:
     """The shipped prompts by class, in file order."""
     packed = (resources.files("giusto.workload") / "data" / "prompts.jsonl.gz").read_bytes()
     pools: dict[str, list[str]] = {}

@@ -1,0 +1,113 @@
+"""Who arrives in a simulated run: a workload by name, file or reader, at a rate, with a seed."""
+
+from __future__ import annotations
+
+import difflib
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from giusto.core.errors import ConfigError
+from giusto.core.latency import BatchShape
+from giusto.core.slo import SLO
+from giusto.profiles.profile import Profile
+from giusto.workload import mix, mixed, readers
+from giusto.workload.answers import Answers
+from giusto.workload.arrivals import Process
+from giusto.workload.records import Entry, promised
+from giusto.workload.rescale import rescaled, taken
+
+#: Tokens of the prompt and context that stand for an idle machine's pace.
+TYPICAL = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """`rate` in arrivals per second, a program counting as one; None keeps a trace's own times.
+
+    Built-in workloads have 1 per second and 300 s where nothing is said. `seed` fixes arrivals and
+    contents of what is generated; a trace has its own.
+    """
+
+    workload: str = mixed.NAME
+    rate: float | None = None
+    seed: int = 0
+    duration: float | None = None
+    count: int | None = None
+    process: Process = field(default_factory=Process)
+    answers: Answers = field(default_factory=Answers)
+    answers_seed: int = 0
+
+
+def names() -> tuple[str, ...]:
+    """The built-in workloads."""
+    return (mixed.NAME, *mix.MIXES)
+
+
+def check(workload: str) -> None:
+    """Raise ConfigError, with what exists, unless `workload` is a name, a file or a reader's."""
+    if workload in names() or Path(workload).is_file():
+        return
+    reader, separator, _ = workload.partition(":")
+    if separator and reader in readers.READERS:
+        return
+    near = difflib.get_close_matches(workload, names(), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(
+        f"no workload {workload!r}; {hint}there are {', '.join(names())}, JSON Lines files, and "
+        f"reader:path with the readers {', '.join(readers.READERS)}"
+    )
+
+
+def entries(load: Load, profile: Profile, slos: Mapping[str, SLO]) -> list[Entry]:
+    """The entries of a run; `slos` are the promises of classes that bring none."""
+    check(load.workload)
+    if load.workload == mixed.NAME:
+        made = mixed.counted(
+            mixed.entries(
+                mixed.Load(
+                    rate=1.0 if load.rate is None else load.rate,
+                    seed=load.seed,
+                    duration=mixed.DURATION if load.duration is None else load.duration,
+                    count=load.count,
+                )
+            )
+        )
+    elif load.workload in mix.MIXES:
+        made = mix.build(
+            load.workload,
+            1.0 if load.rate is None else load.rate,
+            load.seed,
+            mixed.DURATION if load.duration is None else load.duration,
+            unit=unit_of(profile),
+            process=load.process,
+        )
+    else:
+        made = _trace(load, profile)
+    made = taken(made, duration=load.duration, count=load.count)
+    if not made:
+        raise ConfigError(f"nothing of workload {load.workload} arrives in the time given")
+    return load.answers.fill(promised(made, slos), load.answers_seed)
+
+
+def unit_of(profile: Profile) -> mix.Unit:
+    """What the idle machine gives: the yardstick of the built-in mixes' promises."""
+    prompt = profile.latency.step_time(BatchShape(prefill_tokens=TYPICAL))
+    token = profile.latency.step_time(BatchShape(decode_seqs=1, kv_tokens=TYPICAL))
+    return mix.Unit(prompt, token)
+
+
+def _trace(load: Load, profile: Profile) -> list[Entry]:
+    path = Path(load.workload)
+    spec = f"jsonl:{load.workload}" if path.is_file() else load.workload
+    trace = readers.read(spec, readers.Options(seed=load.seed, slo_unit=profile.slo_unit))
+    if load.rate is None and trace.is_timed:
+        return trace.entries
+    return rescaled(
+        trace.entries,
+        1.0 if load.rate is None else load.rate,
+        rng=random.Random(f"{load.seed} arrivals"),
+        is_timed=trace.is_timed,
+        process=load.process,
+    )

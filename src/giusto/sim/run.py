@@ -1,0 +1,107 @@
+"""One simulated run, from its settings to a flat object of figures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from giusto.core.slo import SLO
+from giusto.metrics.distributions import distributions, timeline
+from giusto.metrics.records import Record
+from giusto.metrics.summary import summarize
+from giusto.sim import load as loading
+from giusto.sim.cluster import Cluster
+from giusto.sim.load import Load
+from giusto.sim.settings import SimSettings
+from giusto.workload import mixed
+from giusto.workload.mixed import ClassTimes
+from giusto.workload.records import Entry
+
+#: Makes the replicas of a run; `build.cluster`.
+MakeCluster = Callable[[SimSettings, Sequence[Entry]], Cluster]
+
+
+@dataclass(frozen=True, slots=True)
+class SimRun:
+    """One cell of a table. `slo_scale` is for `mixed`, whose promises are multiples of idle times.
+
+    `label` is the policy with its options, as the user wrote it.
+    """
+
+    settings: SimSettings
+    load: Load
+    label: str
+    slo_scale: float = 3.0
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the run was: equal for equal runs, different for different ones."""
+        settings, load = self.settings, self.load
+        limits = settings.limits
+        return {
+            "backend": "simulator",
+            "policy": self.label,
+            "model_id": settings.profile.model,
+            "profile": settings.profile.name,
+            "workload": load.workload,
+            "request_rate": load.rate,
+            "arrivals": load.process.name,
+            "burstiness": load.process.burstiness,
+            "duration_asked": load.duration,
+            "num_prompts_asked": load.count,
+            "seed": load.seed,
+            "answers": [load.answers.early, load.answers.shape, load.answers_seed],
+            "slo_scale": self.slo_scale if load.workload == mixed.NAME else None,
+            "replicas": settings.replicas,
+            "router": settings.router if settings.replicas > 1 else None,
+            "max_num_seqs": limits.max_num_seqs,
+            "max_num_batched_tokens": limits.max_num_batched_tokens,
+            "prefix_caching": settings.prefix_caching,
+            "lookahead": settings.lookahead,
+            "model_error": settings.model_error,
+            "noise": settings.profile.noise if settings.noise is None else settings.noise,
+            "speed": settings.speed,
+        }
+
+
+def simulate(
+    run: SimRun,
+    make: MakeCluster,
+    keep: Callable[[Sequence[Record]], None] = lambda records: None,
+) -> dict[str, Any]:
+    """Run it; returns what it was and its figures. `keep` is shown all records.
+
+    Raises ConfigError.
+    """
+    entries = loading.entries(run.load, run.settings.profile, promises(run, make))
+    outcome = make(run.settings, entries).run(entries)
+    records = outcome.records
+    keep(records)
+    lengths = {e.id: e.output_tokens for e in entries if e.output_tokens is not None}
+    errors = Counter(r.error or r.refused for r in records if r.error or r.refused)
+    return {
+        **run.about,
+        "num_prompts": len(entries),
+        "num_steps": outcome.num_steps,
+        **summarize(records, recorded=lengths),
+        "errors": dict(errors.most_common(5)),
+        "distributions": distributions(records),
+        "timeline": timeline(records),
+    }
+
+
+def promises(run: SimRun, make: MakeCluster) -> Mapping[str, SLO]:
+    """What classes without an SLO of their own are promised: multiples of the idle machine's."""
+    if run.load.workload != mixed.NAME:
+        return {}
+    quiet = replace(
+        run.settings, policy="fcfs", policy_options={}, replicas=1, noise=0.0, model_error=0.0
+    )
+    times: dict[str, ClassTimes] = {}
+    for name, units in mixed.calibration().items():
+        counted = [mixed.counted(unit) for unit in units]
+        ended = [make(quiet, unit).run(unit).records for unit in counted]
+        times[name] = ClassTimes.of([[record.delivery for record in done] for done in ended])
+    return mixed.promises(times, run.slo_scale)
