@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from giusto.engine.backend import EmbeddedBackend
     from giusto.engine.engine import Engine
     from giusto.metrics.records import Record
+    from giusto.profiles.profile import Profile
     from giusto.sim.cluster import Cluster
     from giusto.sim.kernel import Kernel
     from giusto.sim.replica import Replica
@@ -116,6 +117,23 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
         "defaults": {k: v for k, v in model.generation.items() if isinstance(v, int | float)},
     }
     return made, ready
+
+
+def profile(
+    settings: EngineSettings,
+    name: str,
+    hardware: str,
+    on_round: Callable[[int, int], None] = lambda done, rounds: None,
+) -> Profile:
+    """Load the model, time its steps on this machine and fit a profile. Raises as `engine` does."""
+    from giusto.engine.profile import Subject, make_profile
+
+    clock = WallClock()
+    made, ready = engine(settings, clock)
+    limits = Limits(settings.max_num_batched_tokens, settings.max_num_seqs, settings.block_size)
+    subject = Subject(name, hardware, ready["name"], limits, ready["max_model_len"])
+    _, measured = make_profile(made.runner, clock, Random(0), subject, on_round)
+    return measured
 
 
 def _public_name(model: str | None) -> str:

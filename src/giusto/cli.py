@@ -1,4 +1,4 @@
-"""`giusto serve | policies | bench`: flags in, objects from `build` out. Imports are lazy."""
+"""The command line: flags in, objects from `build` out. Imports are lazy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ import typer
 from giusto import __version__
 from giusto.bench.command import bench
 from giusto.commands.errors import explained
+from giusto.commands.plan import plan
+from giusto.commands.profile import profile
 from giusto.commands.simulate import simulate, sweep
+from giusto.commands.sizes import parse_bytes
 from giusto.core.errors import ConfigError
 from giusto.engine.settings import EngineSettings
 
@@ -32,9 +35,10 @@ app = typer.Typer(
 app.command()(bench)
 app.command()(simulate)
 app.command()(sweep)
+app.command()(plan)
+app.command()(profile)
 
 _SHARED = ("max_num_queued_reqs", "max_num_queued_tokens", "log_level")
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def _version(is_asked: bool) -> None:
@@ -66,22 +70,6 @@ def policies() -> None:
         summary = (module.__doc__ or "").split("\n\n")[0].replace("\n", " ")
         table.add_row(f"{name} (default)" if name == DEFAULT else name, summary, options or "none")
     Console().print(table)
-
-
-def parse_bytes(text: str) -> int:
-    """Read a size such as 512M, 2G or 1.5GiB; bytes without a unit.
-
-    Raises ConfigError.
-    """
-    word = text.strip().lower().removesuffix("ib").removesuffix("b")
-    unit = word[-1:] if word[-1:].isalpha() else ""
-    try:
-        size = int(float(word.removesuffix(unit)) * _UNITS[unit])
-    except (KeyError, ValueError, OverflowError):
-        size = 0
-    if size < 1:
-        raise ConfigError(f"cannot read the size {text!r}; give bytes, or 512M, 2G")
-    return size
 
 
 def parse_options(words: list[str]) -> dict[str, str]:
