@@ -16,13 +16,17 @@ from giusto.core.plan import Caps, Limits, Plan, Policy, StepOutcome, Yield
 from giusto.core.request import FinishReason, Submission
 from giusto.core.scheduler import Scheduler
 from giusto.core.slo import BestEffort
-from giusto.policies import make
+from giusto.policies import REGISTRY, make
 from giusto.policies.base import Dependencies
 from giusto.predict.histogram import Histogram
 
 #: Seconds: 15 ms a step, 0.7 ms a prompt token, 0.6 ms a decoding sequence, 1 us a context token.
 LATENCY = LinearLatency((0.015, 0.0007, 2e-8, 0.0006, 1e-6, 0.0006, 0.001, 0.0, 0.0))
 LIMITS = Limits(max_num_batched_tokens=256, max_num_seqs=32, block_size=16)
+
+
+#: Policies that any driver can run: all but those that a simulator must tell the truth.
+HONEST = [name for name, module in REGISTRY.items() if not getattr(module, "IS_ORACLE", False)]
 
 
 @dataclass(frozen=True)

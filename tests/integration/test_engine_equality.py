@@ -22,7 +22,7 @@ from engines import (
 )
 from giusto.core.events import Preempted, Resumed
 from giusto.core.request import FinishReason
-from giusto.policies import REGISTRY
+from harness import HONEST
 from tiny_models import FAMILIES, VOCAB_SIZE, make_tiny
 
 NEW_TOKENS = 32
@@ -140,7 +140,7 @@ def test_across_preemptions(case: Case) -> None:
     assert_all_equal(case, engine)
 
 
-@pytest.mark.parametrize("policy", list(REGISTRY))
+@pytest.mark.parametrize("policy", HONEST)
 def test_every_policy(llama: Case, policy: str) -> None:
     """Whatever policy decides the order, and however scarce memory is, answers are the same."""
     engine = llama.engine(

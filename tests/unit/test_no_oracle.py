@@ -16,7 +16,7 @@ from giusto.core.events import Arrived, Finished
 from giusto.core.plan import Plan, ProgramView, View
 from giusto.core.request import RequestView
 from giusto.policies import REGISTRY
-from harness import Drive, policy_named
+from harness import HONEST, Drive, policy_named
 from strategies import mixed_load
 
 SOURCES = [
@@ -37,8 +37,6 @@ HIDDEN = {
     "true_length",
     "lengths",
 }
-#: All but those that say of themselves that they are told the truth, by a simulator alone.
-HONEST = [name for name, module in REGISTRY.items() if not getattr(module, "IS_ORACLE", False)]
 BANNED_MODULES = {"time", "datetime", "random", "torch", "numpy", "giusto.core.clock"}
 
 

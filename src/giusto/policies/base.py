@@ -50,7 +50,7 @@ class Stateless:
 class Remembered:
     """A length predictor that is asked once per request, and again when outlived or renewed.
 
-    A look-up each, so that ten thousand waiting requests can be ranked in every step.
+    So that ten thousand waiting requests can be ranked in every step.
     """
 
     def __init__(self, lengths: LengthPredictor) -> None:
@@ -58,13 +58,20 @@ class Remembered:
         self._totals: dict[str, float] = {}
         self._num_ended = 0
 
+    def total(self, request: RequestView) -> float:
+        """Bound of the whole output, at most `RENEWAL` endings old; a look-up."""
+        total = self._totals.get(request.id)
+        return self._ask(request) if total is None else total
+
     def remaining(self, request: RequestView) -> float:
-        """As the predictor's, at most `RENEWAL` endings old."""
-        emitted = request.num_output_tokens
-        total = self._totals.get(request.id, 0.0)
-        if total <= emitted:
-            total = self._totals[request.id] = emitted + self._lengths.remaining(request)
-        return total - emitted
+        """Bound of the output to come; at least 1."""
+        left = self.total(request) - request.num_output_tokens
+        return left if left >= 1 else self._ask(request) - request.num_output_tokens
+
+    def _ask(self, request: RequestView) -> float:
+        total = request.num_output_tokens + self._lengths.remaining(request)
+        self._totals[request.id] = total
+        return total
 
     def observe(self, event: object) -> None:
         """Count endings; the predictor itself learns elsewhere."""
@@ -128,16 +135,16 @@ def with_floor(
 
 def _starved(view: View) -> RequestView | None:
     """Who is due for the floor: best effort, which was promised it, before missed promises."""
-    due = [r for r in view.running if r.first_token is None and r.num_remaining_tokens]
-    due = [r for r in due if _is_due(r, view.now)]
+    starved = [r for r in view.running if r.first_token is None and r.num_remaining_tokens]
+    starved = [r for r in starved if _is_due(r, view.now)]
     for request in view.waiting:
         if request.first_token is None:
             if not _is_due(request, view.now):
                 break
-            due.append(request)
+            starved.append(request)
             if isinstance(request.slo, BestEffort):
                 break
-    return min(due, key=lambda r: (not isinstance(r.slo, BestEffort), r.arrival), default=None)
+    return min(starved, key=lambda r: (not isinstance(r.slo, BestEffort), r.arrival), default=None)
 
 
 def _is_due(request: RequestView, now: float) -> bool:

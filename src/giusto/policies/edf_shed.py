@@ -57,8 +57,8 @@ class EdfShed:
         Ten thousand may wait, so the latest start of each is kept. It is looked at again when it
         has come: by then prefixes may be cached, lengths known better, or the machine faster.
         """
-        now, latest = view.now, self._latest
-        doubtful = [r for r in view.waiting if now > latest.get(r.id, -math.inf)]
+        now, latest, unknown = view.now, self._latest, -math.inf
+        doubtful = [r for r in view.waiting if now > latest.get(r.id, unknown)]
         for request in doubtful:
             latest[request.id] = self._latest_start(request, view)
         return [request for request in doubtful if now > latest[request.id]]
@@ -86,7 +86,7 @@ class EdfShed:
         if not lost:
             return []
         chunk = view.limits.max_num_batched_tokens
-        backlog = sum(request.num_remaining_tokens for request in waiting)
+        backlog = sum(request.num_prompt_tokens for request in waiting)
         step = self.latency.step_time(BatchShape(prefill_tokens=chunk))
         retry_after = max(1.0, backlog / chunk * step)
         return [Refusal(r.id, _reason(r, view.now), retry_after) for r in lost]

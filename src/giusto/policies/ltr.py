@@ -73,10 +73,10 @@ class Ltr:
         latest = view.step - self.parameters.threshold
         idle_since, quanta, remaining = self._idle_since, self._quanta, self.lengths.remaining
 
-        def rank(request: RequestView) -> tuple[bool, float, float]:
+        def rank(request: RequestView) -> tuple[bool, float]:
             request_id = request.id
             is_promoted = request_id in quanta or idle_since.get(request_id, view.step) <= latest
-            return not is_promoted, remaining(request), request.arrival
+            return not is_promoted, remaining(request)
 
         # `pack` reads no further than the slots, the first that does not fit, and the floor's.
         waiting = nsmallest(view.free_slots + 2, view.waiting, key=rank)

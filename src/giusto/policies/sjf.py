@@ -50,10 +50,11 @@ class Sjf:
         wants = (Want(request.id) for request in order)
         return pack(with_floor(wants, view), view, preempt_for=preempt_for)
 
-    def _work(self, request: RequestView) -> tuple[float, float]:
-        """Tokens to come, ties by arrival."""
-        work = request.num_remaining_tokens + self.lengths.remaining(request)
-        return work, request.arrival
+    def _work(self, request: RequestView) -> float:
+        """Tokens to come."""
+        if request.resident_since is None:
+            return request.num_prompt_tokens + self.lengths.total(request)
+        return request.num_remaining_tokens + self.lengths.remaining(request)
 
 
 def make(parameters: Parameters, deps: Dependencies) -> Sjf:
