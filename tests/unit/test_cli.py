@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from giusto import __version__, build, cli
+from giusto.commands.sizes import parse_bytes
 from giusto.core.errors import ConfigError
 from giusto.policies import REGISTRY
 from giusto.server import app as server_app
@@ -104,7 +105,7 @@ def test_policies_are_listed_with_their_options():
 )
 def test_sizes(text, size):
     """Bytes, or binary units with or without `B` and `iB`, in any case."""
-    assert cli.parse_bytes(text) == size
+    assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_sizes(text, size):
 def test_what_is_no_size(text):
     """Anything else is refused with an example of what is right."""
     with pytest.raises(ConfigError, match="give bytes, or 512M, 2G"):
-        cli.parse_bytes(text)
+        parse_bytes(text)
 
 
 def test_policy_options_are_name_and_value():
