@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +43,14 @@ def test_gzip_and_plain_files_read_alike(tmp_path: Path) -> None:
     assert plain == packed
 
 
+def test_the_page_on_workloads_is_true(tmp_path: Path) -> None:
+    """It has a line of use for every reader, and its own records can be read."""
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "workloads.md").read_text("utf-8")
+    assert set(re.findall(r"^\| `([a-z-]+):", page, re.MULTILINE)) == set(READERS)
+    path = write(tmp_path, "own.jsonl", page.split("```json\n")[1].split("```")[0])
+    assert [entry.waits_for for entry in read(f"jsonl:{path}").entries] == [(), ("read",)]
+
+
 def test_every_reader_says_where_its_data_come_from() -> None:
     """Source and licence stand in the docstring of all but the project's own form."""
     for name, reader in READERS.items():
@@ -64,6 +73,14 @@ def test_a_wrong_name_says_what_there_is(spec: str, message: str) -> None:
     """Unknown readers list the known ones with the nearest; missing files are named."""
     with pytest.raises(ConfigError, match=message):
         read(spec)
+
+
+def test_a_file_without_arrivals_is_untimed(tmp_path: Path) -> None:
+    """Whether a record has its time is up to the file in the project's own form."""
+    path = write(tmp_path, "own.jsonl", '{"prompt": "a"}\n{"prompt": "b"}\n')
+    assert not read(f"jsonl:{path}").is_timed
+    path = write(tmp_path, "own.jsonl", '{"prompt": "a"}\n{"prompt": "b", "arrival_s": 1}\n')
+    assert read(f"jsonl:{path}", Options(limit=1)).is_timed
 
 
 def test_a_limit_counts_requests_and_programs(tmp_path: Path) -> None:

@@ -35,7 +35,10 @@ DEFAULTS = Options()
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How to read one form: from path, part (what stands after '#', or nothing) and options."""
+    """How to read one form: from path, part (what stands after '#', or nothing) and options.
+
+    `is_timed` says whether the form has arrivals; a file of it in which all are 0 has none.
+    """
 
     entries: Callable[[Path, str, Options], list[Entry]]
     is_timed: bool = True
@@ -53,10 +56,14 @@ def read(spec: str, options: Options = DEFAULTS) -> Trace:
         )
     location, _, part = rest.partition("#")
     path = Path(location)
-    entries = _first(reader.entries(path, part, options), options.limit)
+    entries = reader.entries(path, part, options)
     if not entries:
         raise ConfigError(f"{path} has no requests")
-    return Trace(f"{name}:{label(path)}{'#' if part else ''}{part}", entries, reader.is_timed)
+    return Trace(
+        f"{name}:{label(path)}{'#' if part else ''}{part}",
+        _first(entries, options.limit),
+        reader.is_timed and any(entry.arrival for entry in entries),
+    )
 
 
 def _first(entries: list[Entry], limit: int | None) -> list[Entry]:

@@ -21,10 +21,10 @@ def adaserve(path: Path, part: str, options: Options) -> list[Entry]:
     128), `slo_ratio`. How long the answers became is not recorded: `output_tokens` is None and the
     cap is what policies see. A ratio above 0 is a multiple of `options.slo_unit` (the paper's
     scripts take 30 ms for Llama-3.1-70B and 28 ms for Qwen2.5-32B) and makes the class `code`; one
-    below 0 is milliseconds, -50 for `chat` and -150 for `summarise`. Source:
-    zikun-li/AdaServe-Artifact-Evaluation (Apache-2.0).
+    below 0 is milliseconds, -50 for `chat` and -150 for `summarise`.
 
-    Paper: AdaServe, sections 6.1 and 6.2.
+    Source: AdaServe (arXiv 2501.12162), sections 6.1 and 6.2, and its repository
+    zikun-li/AdaServe-Artifact-Evaluation, Apache-2.0.
     """
     entries: list[Entry] = []
     names: dict[str, None] = {}

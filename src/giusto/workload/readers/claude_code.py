@@ -75,8 +75,7 @@ def claude_code(path: Path, options: Options) -> list[Entry]:
     session's or the sub-agent's start), `in`, `out` (tokens), `hash_runs` ([first id, count] of the
     prompt's blocks, local to the session), and where known `api_time` (s on the server) and
     `think_time` (s from the end of the call before). Of a sub-agent: `kind` "subagent", `t`,
-    `duration_ms` (null if in the background), `calls`. Source: callanjfox/kv-cache-tester
-    (Apache-2.0).
+    `duration_ms` (null if in the background), `calls`.
 
     What the file does not say in words: a sub-agent's `t` is when it came back, since `t` less its
     duration is, but for a second, when the call before it ended. So all sub-agents between two
@@ -85,6 +84,8 @@ def claude_code(path: Path, options: Options) -> list[Entry]:
     sub-agent without a duration was launched in the background, at `t`, and no call waits for it.
     Any other call waits for the one before it. A tool time is a person's too, hours at times. Which
     tokens of a prompt are an earlier answer is not recorded: pieces are blocks alone.
+
+    Source: callanjfox/kv-cache-tester, Apache-2.0.
     """
     entries: list[Entry] = []
     for name, row in programs(path):

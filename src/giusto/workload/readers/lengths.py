@@ -12,8 +12,10 @@ from giusto.workload.records import Entry
 def sharegpt(path: Path, options: Options) -> list[Entry]:
     """Read lengths of ShareGPT conversations, or of any list with these columns.
 
-    Columns: `input_tokens`, `output_tokens`. Sources: rayleizhu/vllm-ra,
-    stat/dataset/ShareGPT_stat.csv (Apache-2.0); microsoft/vidur, arXiv summarisation (MIT).
+    Columns: `input_tokens`, `output_tokens`.
+
+    Source: rayleizhu/vllm-ra, ShareGPT lengths, Apache-2.0; microsoft/vidur, arXiv summarisation
+    lengths, MIT.
     """
     rows = Table(path).rows("input_tokens", "output_tokens")
     name = label(path)

@@ -11,8 +11,8 @@ from giusto.workload.readers.trace import Options, capped
 from giusto.workload.records import Entry, Piece
 
 #: Seconds that the source's model took for a token of an answer. No call of either file follows
-#: another sooner than this for each token of that one's answer, and many nearly so: `t` is a call's
-#: start, and a gap less this is the tool's.
+#: another sooner than this for each token of that one's answer, and many come close. So `t` is a
+#: call's start, and a gap less the answer's time is the tool's.
 TOKEN_TIME = 0.0058
 
 
@@ -23,8 +23,9 @@ def mini_swe(path: Path, options: Options) -> list[Entry]:
     (tokens), `prefix_of` (index of the earlier call whose prompt starts the same for longest, or
     -1), `prefix_tokens` (for how long). Text is passed over. The prompts hold what the tools said
     but not what the model had answered, so no piece is an answer. Tool time is the gap to the call
-    before less `TOKEN_TIME` for each token of its answer. Source: LMCache/lmcache-agent-trace,
-    miniswe (Apache-2.0).
+    before less `TOKEN_TIME` for each token of its answer.
+
+    Source: LMCache/lmcache-agent-trace, miniswe, Apache-2.0.
     """
     return _read(path, "mini-swe", options)
 
@@ -33,8 +34,9 @@ def magentic(path: Path, options: Options) -> list[Entry]:
     """Read Magentic-One runs in the form of `mini_swe`, likewise.
 
     Orchestrator and workers speak in turn, so that each call waits for the one before it. A prompt
-    that the source did not log has 0 tokens there and 1 here. Source: LMCache/lmcache-agent-trace,
-    magagent (Apache-2.0).
+    that the source did not log has 0 tokens there and 1 here.
+
+    Source: LMCache/lmcache-agent-trace, magagent, Apache-2.0.
     """
     return _read(path, "magentic-one", options)
 

@@ -17,8 +17,9 @@ def mooncake(path: Path, options: Options) -> list[Entry]:
 
     Keys: `timestamp` (ms), `input_length`, `output_length` (tokens), `hash_ids` (one a block of 512
     prompt tokens, which stands for all that comes before it too). The last block is seldom full:
-    then its tokens are the prompt's own. Source: kvcache-ai/Mooncake, FAST25-release (Apache-2.0;
-    Qin et al., FAST 2025).
+    then its tokens are the prompt's own.
+
+    Source: kvcache-ai/Mooncake, FAST25-release, Apache-2.0 (Qin et al., FAST 2025).
     """
     name = label(path)
     entries = []

@@ -65,12 +65,13 @@ def otel(path: Path, options: Options) -> list[Entry]:
     Keys of a line: `id`, `spans`. Of a span: `id`, `parent`, `start_s`, `end_s` (s), `max_tokens`
     (what policies see; without it the cap of the class), `in`, `out` (tokens; where they are null,
     a token for every 4 characters), `input_messages` (JSON text, a list of `content`),
-    `output_messages` (the same, or plain text). Source: kubernetes-sigs/inference-perf,
-    examples/otel (Apache-2.0).
+    `output_messages` (the same, or plain text).
 
     A span whose parent had ended before it began waits for that one; any other waits for the spans
     that were the last to end before it, since whatever it uses had ended by then. A message that is
     an earlier span's answer is the piece called by that entry; equal messages are one text.
+
+    Source: kubernetes-sigs/inference-perf, examples/otel, Apache-2.0.
     """
     entries: list[Entry] = []
     for name, row in programs(path):

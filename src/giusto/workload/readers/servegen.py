@@ -31,7 +31,7 @@ class Quantiles:
     """A length law by evenly spaced quantiles, linear between them.
 
     The last interval is bent so that the mean is the recorded one, for its maximum may lie far
-    beyond all else: k is drawn as low + (high - low) u^bend.
+    beyond all else: in it u, even in 0 to 1, gives low + (high - low) u^bend.
     """
 
     knots: tuple[float, ...]
@@ -109,8 +109,10 @@ def servegen(path: Path, part: str, options: Options) -> list[Entry]:
     `iat_family`, `shape`. Beside it lies `…_lengths.jsonl`: `client`, `t0_s` (start of six hours),
     `input_tokens` and `output_tokens` as evenly spaced quantiles, and their means. Clients are
     tenants. A client without lengths at a time is left out at that time, so the load is that of the
-    others: the busiest clients' histograms are not always public. Source: alibaba/ServeGen
-    (Apache-2.0; arXiv 2505.09999).
+    others: the busiest clients' histograms are not always public.
+
+    Source: alibaba/ServeGen, Apache-2.0 (arXiv 2505.09999). Differs: gaps are stretched to the
+    window's count, and lengths are drawn from quantiles, prompt and answer apart.
     """
     start, end = _window(path, part)
     lengths = _lengths(path)

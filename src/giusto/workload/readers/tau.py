@@ -20,7 +20,8 @@ def tau(path: Path, options: Options) -> list[Entry]:
     that stands before it: the system prompt (one text for all dialogues that have it), what the
     customer and the tools said, and the earlier answers, as pieces called by their entries. The
     tokens that a chat template adds are not counted. There are no times: tools answer at once.
-    Source: sierra-research/tau-bench, gpt-4o on airline tasks (MIT).
+
+    Source: sierra-research/tau-bench, gpt-4o on airline tasks, MIT.
     """
     entries: list[Entry] = []
     for name, row in programs(path):

@@ -18,8 +18,10 @@ def azure(path: Path, options: Options) -> list[Entry]:
     """Read an Azure LLM inference trace, as published or with times in seconds.
 
     Columns: `TIMESTAMP` (date and time), `ContextTokens`, `GeneratedTokens`; or `t_s` (s),
-    `context_tokens`, `generated_tokens`. Source: Azure/AzurePublicDataset, 2023 code and
-    conversation (CC-BY-4.0; Patel et al., Splitwise, ISCA 2024).
+    `context_tokens`, `generated_tokens`.
+
+    Source: Azure/AzurePublicDataset, 2023 code and conversation, CC-BY-4.0 (Patel et al.,
+    Splitwise, ISCA 2024).
     """
     table = Table(path)
     if "TIMESTAMP" in table.columns:
@@ -43,8 +45,9 @@ def burstgpt(path: Path, options: Options) -> list[Entry]:
     """Read a trace in BurstGPT's form; class `chat` or `api` by the kind of log.
 
     Columns: `Timestamp` (s), `Request tokens`, `Response tokens`, `Log Type`; others are ignored.
-    Requests without an answer had failed at the source and are left out. Source:
-    HPMLL/BurstGPT (CC-BY-4.0; arXiv 2401.17644).
+    Requests without an answer had failed at the source and are left out.
+
+    Source: HPMLL/BurstGPT, CC-BY-4.0 (arXiv 2401.17644).
     """
     entries = []
     rows = Table(path).rows("Timestamp", "Request tokens", "Response tokens", "Log Type")
@@ -67,9 +70,10 @@ def burstgpt(path: Path, options: Options) -> list[Entry]:
 def lmsys(path: Path, options: Options) -> list[Entry]:
     """Read arrivals by client, each client a tenant.
 
-    Columns: `t_s` (s), `client`, `prompt_tokens`, `output_tokens`. Source: Ying1123/VTC-artifact,
-    1,500 conversations drawn from a log of Chatbot Arena and rescaled to 600 s; a client is one of
-    the arena's models (Apache-2.0; Sheng et al., VTC, OSDI 2024).
+    Columns: `t_s` (s), `client`, `prompt_tokens`, `output_tokens`. A client is one of the models of
+    Chatbot Arena, from whose log 1,500 conversations were drawn and rescaled to 600 s.
+
+    Source: Ying1123/VTC-artifact, Apache-2.0 (Sheng et al., VTC, OSDI 2024).
     """
     rows = Table(path).rows("t_s", "client", "prompt_tokens", "output_tokens")
     entries = [
