@@ -14,7 +14,10 @@ from giusto.core.request import FinishReason, Reason, RequestView
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A request came, its `slo` and `origin` resolved; it waits, unless a `Rejected` follows."""
+    """A request came, its `slo` and `origin` resolved; it waits, unless a `Rejected` follows.
+
+    `request` is a window on the live one: who keeps it sees its progress until it ends.
+    """
 
     request: RequestView
     now: float

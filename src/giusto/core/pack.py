@@ -140,14 +140,15 @@ class _Packing:
 
     def serve(self, order: Iterator[Want]) -> None:
         self.order = order
+        visited, request_of = self.visited, self.view.request
         while self.free_tokens > 0 and (self.is_admitting or self.num_unvisited):
             want = next(self.order, None)
             if want is None:
                 break
-            if want.request_id in self.visited:
+            if want.request_id in visited:
                 continue
-            self.visited.add(want.request_id)
-            request = self.view.request(want.request_id)
+            visited.add(want.request_id)
+            request = request_of(want.request_id)
             if request.resident_since is not None:
                 self.num_unvisited -= 1
                 self._serve_resident(want, request)
@@ -155,15 +156,17 @@ class _Packing:
                 self.is_admitting = self._admit(want, request)
 
     def _serve_resident(self, want: Want, request: RequestView) -> None:
-        num_tokens = self._num_tokens(want, request.num_remaining_tokens)
+        remaining = request.num_remaining_tokens
+        num_tokens = remaining if remaining == 1 else self._num_tokens(want, remaining)
         if num_tokens < 1:
             return
-        nodes = self._num_nodes(want)
-        blocks = self.view.cost(want.request_id, num_tokens + nodes).total
+        nodes = self._num_nodes(want) if want.spec else 0
+        cost = self.view.cost(want.request_id, num_tokens + nodes)
+        blocks = cost.fresh + cost.revived
         if blocks > self.free_blocks and self.preempt_for is not PreemptFor.NOBODY:
             self._preempt(blocks, slots=0)
         if blocks <= self.free_blocks:
-            self._grant(want, num_tokens, request.num_remaining_tokens)
+            self._grant(want, num_tokens, remaining)
             self.free_blocks -= blocks
 
     def _admit(self, want: Want, request: RequestView) -> bool:
@@ -207,7 +210,8 @@ class _Packing:
         return min(want.spec.max_nodes, self.budget.node_budget - self.num_nodes)
 
     def _grant(self, want: Want, num_tokens: int, remaining: int) -> None:
-        self.num_nodes += self._num_nodes(want)
+        if want.spec is not None:
+            self.num_nodes += self._num_nodes(want)
         self.free_tokens -= num_tokens
         if remaining > 1:
             self.free_prefill -= num_tokens

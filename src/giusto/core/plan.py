@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from giusto.core.errors import PlanError
 from giusto.core.latency import BatchShape
@@ -164,8 +164,7 @@ class Spec:
     weight: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
+class Want(NamedTuple):
     """One entry of a policy's order: serve this request, with at most so many tokens."""
 
     request_id: str
@@ -173,8 +172,7 @@ class Want:
     spec: Spec | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """Certain work of one request in one step: a chunk of its prompt, or 1 = the next token.
 
     For a request that becomes resident, `num_tokens` counts after its prefix hit.

@@ -333,10 +333,12 @@ class Request:
             return
         if self.first_token is None:
             self.first_token = ended
-        if isinstance(self.slo, Streaming):
-            for k in range(self.num_output_tokens, self.num_output_tokens + len(tokens)):
-                due = token_due(self.slo, k, self.origin, self.first_token)
-                self.late_tokens += ended > due
+        slo = self.slo
+        if isinstance(slo, Streaming):
+            k, origin, first = self.num_output_tokens, self.origin, self.first_token
+            for _ in tokens:
+                self.late_tokens += ended > token_due(slo, k, origin, first)
+                k += 1
         self.last_token = ended
         self.num_output_tokens += len(tokens)
         if self.token_ids:

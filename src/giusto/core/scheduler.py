@@ -225,8 +225,8 @@ class Scheduler:
 
     def _apply(self, plan: Plan, now: float) -> None:
         hits: dict[str, list[int]] = {}
-        for grant in plan.grants:
-            request = self._requests[grant.request_id]
+        granted = [(grant, self._requests[grant.request_id]) for grant in plan.grants]
+        for _, request in granted:
             if request.resident_since is None:
                 hits[request.id] = list(self._hits.blocks(request))
         for blocks in hits.values():
@@ -239,9 +239,8 @@ class Scheduler:
         for preempt in plan.preempt:
             self._preempt(self._requests[preempt.request_id], now)
         nodes = plan.node_budget
-        for grant in plan.grants:
-            request = self._requests[grant.request_id]
-            if request.id in hits:
+        for grant, request in granted:
+            if request.resident_since is None:
                 self._admit(request, hits[request.id], now)
             extra = min(grant.spec.max_nodes, nodes) if grant.spec else 0
             nodes -= extra
@@ -291,8 +290,9 @@ class Scheduler:
         if reason is not None:
             self._finish(request, reason, ended, made.error)
             return
-        self._running.shrink(request)
-        if request.num_computed_tokens >= request.num_prompt_tokens:
+        if grant.spec is not None:
+            self._running.shrink(request)
+        if self._siblings and request.num_computed_tokens >= request.num_prompt_tokens:
             self._release_siblings(request)
         if request.is_leaving:
             self._preempt(request, ended)

@@ -78,8 +78,8 @@ class SchedulerView:
         size = self._pool.block_size
         if request.resident_since is not None:
             end = request.num_computed_tokens + request.num_in_flight_tokens + num_tokens
-            fresh = -(-end // size) - len(request.blocks)
-            return BlockCost(fresh) if fresh > 0 else NO_BLOCKS
+            room = len(request.blocks) * size
+            return BlockCost(-(-(end - room) // size)) if end > room else NO_BLOCKS
         hits = self._hits.blocks(request)
         cached = len(hits) * size
         fresh = -(-(cached + num_tokens) // size) - len(hits)

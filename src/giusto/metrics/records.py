@@ -150,9 +150,11 @@ class Recorder:
         """Learn from one event; events of unknown requests are ignored."""
         match event:
             case Stepped(outcome):
-                for request_id, tokens in outcome.yields.items():
-                    if tokens.tokens and (request := self.open.get(request_id)):
-                        request.times.extend([outcome.ended] * len(tokens.tokens))
+                now = outcome.ended
+                for request_id, made in outcome.yields.items():
+                    if made.tokens and (request := self.open.get(request_id)):
+                        for _ in made.tokens:
+                            request.times.append(now)
             case Arrived():
                 self._arrive(event)
             case Finished(request_id, now, reason, message):

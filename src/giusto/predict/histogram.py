@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 
-from giusto.core.events import Arrived, Finished, Rejected, Stepped
+from giusto.core.events import Arrived, Finished, Rejected
 from giusto.core.request import FinishReason, RequestView
 
 #: Fewer samples than this beyond the current length say nothing: the bound then doubles.
@@ -30,7 +30,7 @@ class Histogram:
         self.window = window
         self._sorted: dict[str, list[int]] = {}
         self._recent: dict[str, deque[int]] = {}
-        self._open: dict[str, tuple[str, int]] = {}
+        self._open: dict[str, RequestView] = {}
 
     def remaining(self, request: RequestView) -> float:
         emitted = request.num_output_tokens
@@ -45,16 +45,12 @@ class Histogram:
     def observe(self, event: object) -> None:
         match event:
             case Arrived(request):
-                self._open[request.id] = (request.service_class, 0)
-            case Stepped(outcome):
-                for request_id, made in outcome.yields.items():
-                    if made.tokens and request_id in self._open:
-                        name, count = self._open[request_id]
-                        self._open[request_id] = (name, count + len(made.tokens))
+                self._open[request.id] = request
             case Finished(request_id, _, reason):
-                name, count = self._open.pop(request_id, ("", 0))
-                if reason in (FinishReason.STOP, FinishReason.LENGTH) and count:
-                    self._learn(name, count)
+                ended = self._open.pop(request_id, None)
+                answered = reason in (FinishReason.STOP, FinishReason.LENGTH)
+                if ended is not None and answered and ended.num_output_tokens:
+                    self._learn(ended.service_class, ended.num_output_tokens)
             case Rejected(request_id):
                 self._open.pop(request_id, None)
 

@@ -54,9 +54,8 @@ class SimExecutor:
         """Run an applied plan; `swapped` blocks go over the link beside it."""
         prefill = prefill_kv = decodes = kv = 0
         yields: dict[str, Yield] = {}
-        for grant in plan.grants:
-            request = requests[grant.request_id]
-            num_tokens = grant.num_tokens
+        for request_id, num_tokens, _ in plan.grants:
+            request = requests[request_id]
             end = request.num_computed_tokens + request.num_in_flight_tokens
             if num_tokens > 1:
                 prefill += num_tokens
@@ -64,7 +63,7 @@ class SimExecutor:
             else:
                 decodes += 1
                 kv += end
-            yields[request.id] = self._yield(request, end)
+            yields[request_id] = self._yield(request, end)
         shape = BatchShape(prefill, prefill_kv, decodes, kv, swapped_blocks=swapped)
         seconds = self._latency.step_time(shape) / self._speed
         if self._noise:
