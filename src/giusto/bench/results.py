@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from giusto.bench.drive import Run
 from giusto.core.errors import ConfigError
+from giusto.metrics.distributions import distributions, timeline
 from giusto.metrics.summary import Goodput, Summary, percentile, summarize
 
+if TYPE_CHECKING:
+    # Brings the HTTP client, which results do without.
+    from giusto.bench.drive import Run
+
 Result = dict[str, Any]
+
+#: Lists of numbers as `json` indents them; a string has no line break in it.
+_NUMBERS = re.compile(r"\[\n[-+.,\s\deEnul]*\n\s*\]")
 
 
 def result(run: Run, about: Mapping[str, Any], goodput: Goodput | None = None) -> Result:
@@ -32,6 +40,8 @@ def result(run: Run, about: Mapping[str, Any], goodput: Goodput | None = None) -
         "errors": dict(errors.most_common(5)),
         "client_lag_p99_ms": (percentile(lags, 99) or 0.0) * 1000,
         "client_lag_max_ms": max(lags) * 1000,
+        "distributions": distributions(run.records),
+        "timeline": timeline(run.records),
     }
 
 
@@ -41,7 +51,8 @@ def write(path: Path, runs: Sequence[Result]) -> None:
     if len(runs) == 1:
         content = {**content["runs"][0], **content}
     prepare(path)
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, allow_nan=False)
+    path.write_text(_NUMBERS.sub(_on_one_line, text) + "\n", encoding="utf-8")
 
 
 def prepare(path: Path) -> None:
@@ -60,6 +71,10 @@ def read(path: Path) -> list[Result]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is no result file of `giusto bench`") from error
     return list(runs)
+
+
+def _on_one_line(numbers: re.Match[str]) -> str:
+    return " ".join(numbers[0].split())
 
 
 def _strict(value: Any) -> Any:
