@@ -188,7 +188,8 @@ def _replica(
     error = rng.uniform(1 - settings.model_error, 1 + settings.model_error)
     believed = profile.latency.scaled(error / settings.speed)
     lengths = Histogram()
-    deps = Dependencies(latency=believed, lengths=lengths, truth=truth)
+    caps = Caps(lookahead=settings.lookahead)
+    deps = Dependencies(latency=believed, lengths=lengths, truth=truth, caps=caps)
     made = Scheduler(
         make(settings.policy, deps, settings.policy_options),
         BlockPool(
@@ -197,7 +198,7 @@ def _replica(
             prefix_caching=settings.prefix_caching,
         ),
         settings.limits,
-        caps=Caps(lookahead=settings.lookahead),
+        caps=caps,
         is_checking=settings.check,
     )
     made.programs = programs

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from giusto.core.errors import ConfigError
-from giusto.core.plan import Limits, Plan, Want, check
+from giusto.core.latency import LinearLatency
+from giusto.core.plan import Caps, Limits, Plan, Want, check
 from giusto.core.slo import BestEffort, Deadline, Streaming
-from giusto.policies import DEFAULT, REGISTRY, make
+from giusto.policies import DEFAULT, REGISTRY, fcfs, make
 from giusto.policies.base import Dependencies, with_floor
 from giusto.predict.base import Constant
 from harness import LATENCY, Truth, policy_named
@@ -47,6 +50,44 @@ def test_an_unknown_policy_names_the_nearest() -> None:
     """A misspelt name is answered with the one that was meant and all there are."""
     with pytest.raises(ConfigError, match=r"'sarrathi'; did you mean sarathi\? \(there are: "):
         make("sarrathi", DEPS)
+
+
+def test_a_policy_that_needs_more_than_the_driver_has_is_not_built(tmp_path: Path) -> None:
+    """It fails when it is made, not by quietly doing less."""
+    source = Path(fcfs.__file__).read_text()
+    path = tmp_path / "swapper.py"
+    path.write_text(f"{source}\nNEEDS = ('swap',)\n")
+    with pytest.raises(ConfigError, match=r"swapper.py needs swap, which this engine cannot do"):
+        make(str(path), DEPS)
+    deps = Dependencies(LATENCY, Constant(10), caps=Caps(swap=True))
+    view = LiteralView([decoding("a")], [request("b")])
+    assert [grant.request_id for grant in make(str(path), deps).plan(view).grants] == ["a", "b"]
+
+
+def test_a_policy_may_come_from_a_file(tmp_path: Path) -> None:
+    """What is wrong with the file is said in one sentence."""
+    with pytest.raises(ConfigError, match=r"there is no file .*mine.py"):
+        make(str(tmp_path / "mine.py"), DEPS)
+    for text, message in {
+        "x = 1": "needs a dataclass Parameters and make",
+        "1 / 0": "mine.py: ZeroDivisionError: division by zero",
+    }.items():
+        (tmp_path / "mine.py").write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            make(str(tmp_path / "mine.py"), DEPS)
+
+
+def test_giusto_pauses_nobody_where_it_cannot() -> None:
+    """On a driver without pauses every decoding resident is served in every step."""
+    ahead = [decoding(f"r{i}", slo=BestEffort()) for i in range(6)]
+    stream = decoding("s", slo=Streaming(1.0, 0.05), arrival=9.5)
+    lean = LinearLatency((0.001, 0.0, 0.0, 0.01, 0.0, 0.0, 0.0, 0.0, 0.0))
+    served = {}
+    for pause in (True, False):
+        policy, _ = policy_named("giusto", lean)
+        view = LiteralView([stream, *ahead], caps=Caps(pause=pause))
+        served[pause] = len(policy.plan(view).grants)
+    assert served[True] < served[False] == 7
 
 
 def test_an_unknown_option_names_the_nearest() -> None:

@@ -1,7 +1,8 @@
 """Scheduling policies: one file each, none imports another; a name in `REGISTRY` is all it takes.
 
 A policy's module has a frozen dataclass `Parameters` and `make(parameters, deps)`; the first line
-of its docstring is what `giusto policies` prints.
+of its docstring is what `giusto policies` prints. `NEEDS`, where it has one, names the fields of
+`core.plan.Caps` that a driver must have for it; without it a policy works on every driver.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from giusto.core.errors import ConfigError
 from giusto.core.plan import Policy
 from giusto.policies import (
+    autellix,
     edf,
     edf_shed,
     fcfs,
@@ -28,6 +30,7 @@ from giusto.policies import (
     sjf,
     srpt_oracle,
     vllm_v0,
+    vtc,
 )
 from giusto.policies.base import Dependencies
 
@@ -42,6 +45,8 @@ REGISTRY: dict[str, ModuleType] = {
     "sjf": sjf,
     "ltr": ltr,
     "srpt-oracle": srpt_oracle,
+    "vtc": vtc,
+    "autellix": autellix,
 }
 DEFAULT = "giusto"
 
@@ -54,6 +59,9 @@ def make(name: str, deps: Dependencies, options: Mapping[str, object] | None = N
     Raises ConfigError for an unknown name or option, naming the nearest, and for a bad value.
     """
     module = module_named(name)
+    for need in getattr(module, "NEEDS", ()):
+        if not getattr(deps.caps, need):
+            raise ConfigError(f"policy {name} needs {need}, which this engine cannot do")
     known = {f.name: f.default for f in fields(module.Parameters)}
     values = {}
     for option, value in (options or {}).items():

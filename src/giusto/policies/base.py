@@ -11,7 +11,7 @@ from typing import Protocol
 
 from giusto.core.events import Finished
 from giusto.core.latency import LatencyModel
-from giusto.core.plan import View, Want
+from giusto.core.plan import Caps, View, Want
 from giusto.core.request import RequestView
 from giusto.core.slo import BestEffort, due, is_missed
 from giusto.predict.base import LengthPredictor
@@ -31,6 +31,10 @@ class TrueLengths(Protocol):
         ...
 
 
+#: The embedded engine's.
+PLAIN = Caps()
+
+
 @dataclass(frozen=True, slots=True)
 class Dependencies:
     """What a policy may be built with; one that needs more than it is given fails to build."""
@@ -38,6 +42,7 @@ class Dependencies:
     latency: LatencyModel
     lengths: LengthPredictor
     truth: TrueLengths | None = None
+    caps: Caps = PLAIN
 
 
 class Stateless:
