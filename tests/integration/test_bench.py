@@ -7,7 +7,7 @@ import io
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
+from giusto import build
 from giusto.bench import calibrate, results
 from giusto.bench.client import Client
 from giusto.bench.command import bench as bench_command
-from giusto.bench.command import parse_goodput
+from giusto.bench.command import parse_goodput, saved
 from giusto.bench.drive import Driver, Run
 from giusto.bench.plots import plot
 from giusto.bench.progress import Bar, Progress
@@ -33,6 +34,11 @@ from giusto.core.request import FinishReason
 from giusto.core.slo import Deadline, Streaming
 from giusto.metrics.records import Record
 from giusto.metrics.summary import Goodput
+from giusto.profiles.profile import load as load_profile
+from giusto.sim.load import Load
+from giusto.sim.run import SimRun
+from giusto.sim.settings import SimSettings
+from giusto.workload import records
 from giusto.workload.mixed import CLASSES
 from giusto.workload.records import Entry, Message, Step
 from virtual_time import VirtualLoop, run
@@ -47,12 +53,13 @@ JSON = dict[str, Any]
 class FakeServer:
     """An OpenAI server on which each token takes `pace` seconds and no request waits for another.
 
-    `odd` may answer a request in its own way.
+    `odd` may answer a request in its own way; `counted` is what `/tokenize` counts, if it is there.
     """
 
     pace: float = 0.1
     num_tokens: int = 4
     is_giusto: bool = True
+    counted: int | None = None
     odd: Callable[[JSON], httpx.Response | None] = lambda body: None
     seen: list[tuple[float, JSON]] = field(default_factory=list)
     headers: list[httpx.Headers] = field(default_factory=list)
@@ -64,6 +71,8 @@ class FakeServer:
         if request.url.path == "/v1/models":
             return httpx.Response(200, json={"data": [{"id": "tiny"}]})
         body = json.loads(request.content)
+        if request.url.path == "/tokenize":
+            return httpx.Response(200 if self.counted else 404, json={"count": self.counted})
         self.seen.append((asyncio.get_running_loop().time(), body))
         self.headers.append(request.headers)
         return self.odd(body) or httpx.Response(200, content=self.stream())
@@ -384,6 +393,115 @@ def test_workloads_are_found_by_name_or_path(tmp_path: Path) -> None:
         find_workload("zzz")
 
 
+def test_workloads_without_text_are_for_the_simulator(tmp_path: Path) -> None:
+    """Class mixes and files of token counts are refused before anything is sent."""
+    with pytest.raises(ConfigError, match=r"'slo-mix' has token counts only.*give 'mixed'"):
+        find_workload("slo-mix")
+    path = tmp_path / "counts.jsonl"
+    path.write_text('{"id": "a", "prompt_tokens": 7}\n')
+    with pytest.raises(ConfigError, match=r"entry a of .* has token counts only"):
+        plan(Settings(workload=str(path)), None)
+
+
+# What was sent
+
+
+def record_run(tmp_path: Path, server: FakeServer, **settings: Any) -> tuple[JSON, Run, Path]:
+    path = tmp_path / "sent.jsonl"
+    figures, done = run_bench(server, Settings(save_workload=path, **settings))
+    assert done.sent is not None
+    records.write(path, done.sent.entries)
+    return figures, done, path
+
+
+def busy(body: JSON) -> httpx.Response | None:
+    return httpx.Response(429) if body["max_tokens"] == BEST_EFFORT_CAP else None
+
+
+def test_a_run_can_be_replayed(tmp_path: Path) -> None:
+    """What was sent is written as it left and was judged; the simulator serves all of it."""
+    figures, done, path = record_run(tmp_path, FakeServer(odd=busy, counted=9), num_prompts=40)
+    assert done.sent is not None
+    assert (done.sent.num_estimated, done.sent.num_left_out) == (figures["refused"], 0)
+    sent = {e.id: e for e in records.read(path)}
+    for record in done.records:
+        entry = sent[record.id]
+        assert (entry.arrival, entry.output_tokens) == (record.arrival, 4)
+        assert entry.service_class == record.service_class
+        assert entry.prompt_tokens == (9 if record.refused else 20)
+        assert type(entry.promise) is type(record.slo)
+        assert asdict(entry.promise) == pytest.approx(asdict(record.slo))
+    replayed = build.simulate(
+        SimRun(SimSettings(load_profile("smollm2-135m-cpu"), "fcfs"), Load(str(path)), "fcfs")
+    )
+    assert (replayed["completed"], replayed["offered"]) == (len(sent), figures["offered"])
+    assert replayed["total_output_tokens"] == 4 * len(sent)
+
+
+def test_calls_that_were_never_sent_are_replayed_too(tmp_path: Path) -> None:
+    """Their prompt is counted with the length that the earlier answer is expected to have."""
+    rows = [entry("a", 0.5), *two_steps(), entry("b", 2.0)]
+    path = tmp_path / "load.jsonl"
+    records.write(path, rows)
+    server = FakeServer(
+        odd=lambda body: httpx.Response(500) if "program" in body else None, counted=9
+    )
+    _, done, _ = record_run(tmp_path, server, workload=str(path))
+    assert done.sent is not None
+    assert done.sent.num_estimated == 2
+    tokens = [(e.id, e.prompt_tokens, e.output_tokens) for e in done.sent.entries]
+    assert tokens == [("a", 20, 4), ("p-read", 9, 4), ("p-mail", 9 + 4, 4), ("b", 20, 4)]
+
+
+def test_an_answer_cut_off_is_at_least_what_came(tmp_path: Path) -> None:
+    """A request that timed out keeps its tokens, and the prompt that the server told."""
+    path = tmp_path / "load.jsonl"
+    records.write(path, [entry("slow", max_tokens=99)])
+
+    def stuck(body: JSON) -> httpx.Response:
+        usage = {"prompt_tokens": 31, "completion_tokens": 100}
+        return stream_of(event({"choices": [{"delta": {"content": "x"}}], "usage": usage}))
+
+    _, done, _ = record_run(tmp_path, FakeServer(odd=stuck), workload=str(path))
+    assert done.sent is not None
+    (kept,) = done.sent.entries
+    assert (kept.prompt_tokens, kept.output_tokens, done.sent.num_estimated) == (31, 100, 1)
+
+
+def test_an_interrupted_run_keeps_what_left(tmp_path: Path) -> None:
+    """What Ctrl-C cut off is in the recording, what it came before is not."""
+    path = tmp_path / "load.jsonl"
+    records.write(path, [entry("done"), entry("cut", 1.0), entry("far", 90.0)])
+    loop = VirtualLoop()
+    settings = Settings(workload=str(path), save_workload=tmp_path / "sent.jsonl")
+
+    async def work() -> Run:
+        server = transport(FakeServer(counted=9))
+        task = asyncio.ensure_future(bench(settings, clock=loop, transport=server))
+        await asyncio.sleep(1.05)
+        task.cancel()
+        return (await task)[1]
+
+    done = run(loop, work())
+    assert done.sent is not None
+    tokens = [(e.id, e.prompt_tokens, e.output_tokens) for e in done.sent.entries]
+    assert tokens == [("done", 20, 4), ("cut", 9, 4)]
+
+
+def test_what_nobody_counted_is_left_out(tmp_path: Path) -> None:
+    """Without `/tokenize` a refused request goes, and its program with it; both are told."""
+    path = tmp_path / "load.jsonl"
+    records.write(path, [entry("a"), *two_steps()])
+    server = FakeServer(odd=lambda body: httpx.Response(429) if "program" in body else None)
+    _, done, _ = record_run(tmp_path, server, workload=str(path))
+    assert done.sent is not None
+    assert [e.id for e in done.sent.entries] == ["a"]
+    assert (done.sent.num_estimated, done.sent.num_left_out) == (0, 2)
+    told = saved(path, replace(done.sent, num_estimated=3))
+    assert "1 requests; 3 were not answered" in told
+    assert "2 are left out, for the server did not count their prompts" in told
+
+
 # Servers that cannot be used
 
 
@@ -574,15 +692,17 @@ def base_url() -> Iterator[str]:
 def test_the_command_over_a_real_port(base_url: str, tmp_path: Path) -> None:
     """Flags as a user of vLLM types them, a table on the screen and a file on the disk."""
     load = write_load(tmp_path / "load.jsonl", 5)
-    saved = tmp_path / "result.json"
+    result, sent = tmp_path / "result.json", tmp_path / "sent.jsonl"
     code, output = invoke(
         *("--base-url", f"{base_url}/v1", "--workload", str(load), "--request-rate", "inf"),
-        *("--goodput", "ttft:60000", "tpot:60000", "--save-result", str(saved)),
-        *("--plots", str(tmp_path / "plots")),
+        *("--goodput", "ttft:60000", "tpot:60000", "--save-result", str(result)),
+        *("--plots", str(tmp_path / "plots"), "--save-workload", str(sent)),
     )
     assert code == 0, output
     assert "Kept promises" in output
-    content = json.loads(saved.read_text())
+    assert "sent.jsonl has 0 requests; 5 are left out" in " ".join(output.split())
+    assert sent.read_text() == ""
+    content = json.loads(result.read_text())
     assert (content["completed"], content["attainment"]) == (5, 1.0)
     assert content["request_goodput"] == content["request_throughput"]
     assert (tmp_path / "plots" / "timeline.png").is_file()

@@ -14,6 +14,7 @@ import typer
 from giusto.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from giusto.bench.drive import Sent
     from giusto.bench.run import Settings
     from giusto.metrics.summary import Goodput
 
@@ -84,6 +85,13 @@ def bench(  # noqa: PLR0913, PLR0917  a flag each
         str | None, typer.Option(help="Label of the run; else what the server says.")
     ] = None,
     save_result: Annotated[Path | None, typer.Option(help="Write the result as JSON.")] = None,
+    save_workload: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write what was sent, in token counts and with the times at which it left: "
+            "`giusto simulate --workload` replays it."
+        ),
+    ] = None,
     plots: Annotated[Path | None, typer.Option(help="Write PNG plots into this folder.")] = None,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds after which a request counts as failed.")
@@ -130,6 +138,7 @@ def bench(  # noqa: PLR0913, PLR0917  a flag each
             calibration=calibration,
             policy=policy,
             timeout=timeout,
+            save_workload=save_workload,
         )
         _run(settings, save_result, plots)
     except ConfigError as error:
@@ -166,14 +175,19 @@ def _run(settings: Settings, save_result: Path | None, plots: Path | None) -> No
     from giusto.bench.progress import Bar  # noqa: PLC0415
     from giusto.bench.run import bench as run_bench  # noqa: PLC0415
     from giusto.bench.table import tables  # noqa: PLC0415
+    from giusto.workload import records  # noqa: PLC0415
 
-    if save_result is not None:
-        results.prepare(save_result)
+    for path in (save_result, settings.save_workload):
+        if path is not None:
+            results.prepare(path)
     with Bar(Console(stderr=True)) as bar:
         result, run = asyncio.run(run_bench(settings, progress=bar))
     Console().print(tables(result))
     if save_result is not None:
         results.write(save_result, [result])
+    if settings.save_workload is not None and run.sent is not None:
+        records.write(settings.save_workload, run.sent.entries)
+        typer.echo(saved(settings.save_workload, run.sent))
     if plots is not None:
         from giusto.bench.plots import plot  # noqa: PLC0415  slow to import
 
@@ -181,6 +195,18 @@ def _run(settings: Settings, save_result: Path | None, plots: Path | None) -> No
             typer.echo(path)
     if run.is_interrupted:
         raise typer.Exit(130)
+
+
+def saved(path: Path, sent: Sent) -> str:
+    """Say what a saved workload holds, and what of it nobody counted."""
+    words = [f"{path} has {len(sent.entries)} requests"]
+    if sent.num_estimated:
+        words.append(f"{sent.num_estimated} were not answered and have their class's median length")
+    if sent.num_left_out:
+        words.append(
+            f"{sent.num_left_out} are left out, for the server did not count their prompts"
+        )
+    return "; ".join(words) + f". Replay: giusto simulate --workload {path}"
 
 
 def _rate(text: str) -> float:

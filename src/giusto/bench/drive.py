@@ -19,6 +19,19 @@ from giusto.workload.records import Entry
 Sleep = Callable[[float], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What was sent, in token counts: what a simulator can replay.
+
+    The answers to `num_estimated` entries have the median length of their class; `num_left_out`
+    are not among the entries, for nobody counted their prompts.
+    """
+
+    entries: list[Entry]
+    num_estimated: int = 0
+    num_left_out: int = 0
+
+
 @dataclass(slots=True)
 class Run:
     """What came of a run: records in the order they ended, and how late requests left, seconds."""
@@ -26,6 +39,7 @@ class Run:
     records: list[Record] = field(default_factory=list)
     lags: list[float] = field(default_factory=list)
     is_interrupted: bool = False
+    sent: Sent | None = None
 
 
 @dataclass(slots=True)

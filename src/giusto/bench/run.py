@@ -1,31 +1,40 @@
-"""One benchmark from settings to result: probe the server, calibrate, drive, summarize."""
+"""One benchmark from settings to result: probe the server, calibrate, drive, summarize.
+
+Where asked, what was sent is stated in token counts too, for the simulator to replay.
+"""
 
 from __future__ import annotations
 
 import difflib
 import math
 import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from giusto.bench import calibrate as calibration
-from giusto.bench.client import Client
-from giusto.bench.drive import Driver, Run
+from giusto.bench.client import Client, new_record
+from giusto.bench.drive import Driver, Run, Sent
 from giusto.bench.progress import Progress
 from giusto.bench.results import Result, result
-from giusto.bench.wire import Dialect, SloIn
+from giusto.bench.wire import Dialect, SloIn, compose
 from giusto.core.clock import Clock, WallClock
 from giusto.core.errors import ConfigError
-from giusto.metrics.summary import Goodput
-from giusto.workload import mixed, records
-from giusto.workload.arrivals import arrivals
+from giusto.metrics.records import Record
+from giusto.metrics.summary import Goodput, length_of
+from giusto.workload import mix, mixed, records
+from giusto.workload.arrivals import Process
+from giusto.workload.measured import Counts, measured
+from giusto.workload.rescale import rescaled, taken
 
 NAMES = (mixed.NAME,)
+#: Seconds that a server may take to count the tokens of one prompt.
+COUNTING = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,7 @@ class Settings:
     calibration: Path | None = None
     policy: str | None = None
     timeout: float = 600.0
+    save_workload: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +105,8 @@ async def bench(
         progress.begin("load", len(entries))
         driver = Driver(client(), on_sent=progress.sent, on_ended=progress.ended)
         run = await driver.drive(entries)
+        if settings.save_workload is not None:
+            run.sent = await sent(http, server.model, entries, run.records)
     about = _about(settings, server, slo_in, times) | {"num_prompts": len(entries)}
     return result(run, about, settings.goodput), run
 
@@ -146,28 +158,97 @@ def find_workload(name: str) -> str | Path:
         return name
     if Path(name).is_file():
         return Path(name)
+    if name in mix.MIXES:
+        raise ConfigError(
+            f"workload {name!r} has token counts only, for `giusto simulate`; a server needs text: "
+            f"give {mixed.NAME!r} or a file"
+        )
     near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"built in: {', '.join(NAMES)}"
     raise ConfigError(f"no workload and no file {name!r}; {hint}")
 
 
 def _from_file(settings: Settings) -> list[records.Entry]:
-    """A file keeps its own arrival times unless a rate is given."""
+    """A file keeps its own arrival times unless a rate is given, which draws others."""
     entries = records.read(Path(find_workload(settings.workload)))
-    roots = [entry for entry in entries if not entry.waits_for]
+    for entry in entries:
+        if not entry.messages and entry.prompt is None:
+            raise ConfigError(
+                f"entry {entry.id} of {settings.workload} has token counts only, for `giusto "
+                "simulate`; a server needs text: give messages or prompt"
+            )
     if settings.rate is not None:
-        rng = random.Random(f"{settings.seed} arrivals")
-        times = arrivals(settings.rate, rng, burstiness=settings.burstiness)
-        roots = [replace(r, arrival=now) for r, now in zip(roots, times, strict=False)]
-    until = math.inf if settings.duration is None else settings.duration
-    kept = islice((root for root in roots if root.arrival <= until), settings.num_prompts)
-    chosen = {root.id: root for root in kept}
-    programs = {root.step.program for root in chosen.values() if root.step is not None}
-    return [
-        chosen.get(entry.id, entry)
-        for entry in entries
-        if entry.id in chosen or (entry.waits_for and entry.step and entry.step.program in programs)
-    ]
+        entries = rescaled(
+            entries,
+            settings.rate,
+            rng=random.Random(f"{settings.seed} arrivals"),
+            is_timed=False,
+            process=Process("gamma", settings.burstiness),
+        )
+    return taken(entries, duration=settings.duration, count=settings.num_prompts)
+
+
+async def sent(
+    http: httpx.AsyncClient,
+    model: str,
+    entries: Sequence[records.Entry],
+    ended: Sequence[Record],
+) -> Sent:
+    """What of `entries` was sent, when it left, and how many tokens the server counted.
+
+    An answer that was refused, cut off or never asked for has the median length of its class, and
+    not less than what came of it. A prompt whose length no answer told is counted by the server's
+    `/tokenize`, with the lengths of earlier answers in place of their texts; where it has none the
+    entry is left out with its program. What an interrupted run did not reach was not sent.
+    """
+    by_id = {record.id: record for record in ended}
+    length = length_of(ended)
+    counts: dict[str, Counts] = {}
+    answers: dict[tuple[str, str], int] = {}
+    uncounted: set[str] = set()
+    reached = [replace(e, arrival=by_id[e.id].arrival) for e in entries if e.id in by_id]
+    for entry in reached:
+        record = by_id[entry.id]
+        output = len(record.token_times)
+        if not record.is_answered:
+            output = max(output, min(round(length(record)[0]), entry.max_tokens))
+        if entry.step is not None:
+            answers[entry.step.program, entry.step.call] = output
+        prompt: int | None = record.prompt_tokens
+        if prompt == new_record(entry, 0.0, None).prompt_tokens:  # the client's own rough guess
+            prompt = await _prompt_tokens(http, model, entry, answers)
+        if prompt is None:
+            uncounted.add(_unit(entry))
+        else:
+            counts[entry.id] = Counts(prompt, output)
+    kept = measured([e for e in reached if _unit(e) not in uncounted], counts)
+    num_estimated = sum(not by_id[entry.id].is_answered for entry in kept)
+    return Sent(kept, num_estimated, len(reached) - len(kept))
+
+
+async def _prompt_tokens(
+    http: httpx.AsyncClient,
+    model: str,
+    entry: records.Entry,
+    answers: Mapping[tuple[str, str], int],
+) -> int | None:
+    """The server's count of a prompt; None from a server that does not count."""
+    body = compose(entry, defaultdict(str), Dialect(model, SloIn.NONE)).body
+    asked = {key: body[key] for key in ("model", "messages", "prompt") if key in body}
+    try:
+        count = _json(await http.post("/tokenize", json=asked, timeout=COUNTING)).get("count")
+    except httpx.HTTPError:
+        return None
+    if not isinstance(count, int):
+        return None
+    program = entry.step.program if entry.step is not None else ""
+    quoted = (m.answer_of for m in entry.messages if m.answer_of is not None)
+    return count + sum(answers[program, call] for call in quoted)
+
+
+def _unit(entry: records.Entry) -> str:
+    """What stays whole: a program, or a request that is in none."""
+    return f"request {entry.id}" if entry.step is None else f"program {entry.step.program}"
 
 
 async def _calibration(settings: Settings, client: Client, progress: Progress) -> calibration.Times:
