@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from giusto.core.plan import StepOutcome
+from giusto.core.plan import PreemptHow, StepOutcome
 from giusto.core.request import FinishReason, Reason, RequestView
 
 
@@ -43,7 +43,10 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """A preempted request became resident again."""
+    """A preempted request became resident again.
+
+    `cached_tokens` came from a prefix, or with its blocks from host memory.
+    """
 
     request_id: str
     now: float
@@ -52,10 +55,11 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class Preempted:
-    """A resident request lost its blocks."""
+    """A resident request lost its blocks; `how` says whether what they held is lost too."""
 
     request_id: str
     now: float
+    how: PreemptHow = PreemptHow.RECOMPUTE
 
 
 @dataclass(frozen=True, slots=True)

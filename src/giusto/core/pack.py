@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import chain
 
-from giusto.core.plan import Grant, Plan, Preempt, Refusal, View, Want
+from giusto.core.plan import Grant, Plan, Preempt, PreemptHow, Refusal, View, Want
 from giusto.core.request import RequestView
 
 
@@ -77,7 +77,7 @@ def pack(
         step=view.step,
         grants=tuple(packing.grants),
         node_budget=packing.num_nodes,
-        preempt=tuple(Preempt(request_id) for request_id in packing.preempted),
+        preempt=tuple(packing.preempted),
         reject=refused,
         wake_at=None if packing.grants else wake_at,
     )
@@ -108,7 +108,7 @@ class _Packing:
     preempt_for: PreemptFor
     refused: tuple[Refusal, ...]
     grants: list[Grant] = field(default_factory=list)
-    preempted: list[str] = field(default_factory=list)
+    preempted: list[Preempt] = field(default_factory=list)
     num_nodes: int = 0
     order: Iterator[Want] = field(default_factory=lambda: iter(()))
     is_admitting: bool = True
@@ -118,6 +118,7 @@ class _Packing:
     free_prefill: int = 0
     free_blocks: int = 0
     free_slots: int = 0
+    free_host_blocks: int = 0
     num_lent: int = 0
     has_reclaimed: bool = False
     candidates: list[str] | None = None
@@ -131,6 +132,7 @@ class _Packing:
         self.free_prefill = room if prefill is None else prefill
         self.free_blocks = view.free_blocks
         self.free_slots = view.free_slots
+        self.free_host_blocks = view.free_host_blocks if view.caps.swap else 0
         self.num_unvisited = len(view.running)
         for refusal in self.refused:
             if view.request(refusal.request_id).resident_since is not None:
@@ -234,8 +236,16 @@ class _Packing:
                 self.hopeless = blocks
             return
         for victim in victims:
-            self.preempted.append(victim)
+            self.preempted.append(Preempt(victim, self._how(victim)))
             self._reclaim(victim)
+
+    def _how(self, victim: str) -> PreemptHow:
+        """To host memory while there is room; else what it computed is lost."""
+        num_blocks = self.view.held(victim)
+        if num_blocks > self.free_host_blocks:
+            return PreemptHow.RECOMPUTE
+        self.free_host_blocks -= num_blocks
+        return PreemptHow.SWAP
 
     def _victims(self) -> Iterator[str]:
         """Residents that may be evicted: unwanted ones youngest first, then the order's tail."""

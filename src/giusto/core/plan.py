@@ -32,13 +32,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """What a driver can carry out. A policy that needs more fails when it is built."""
+    """What a driver can carry out. A policy that needs more fails when it is built.
+
+    `host_blocks` is how many blocks of host memory there are to swap to.
+    """
 
     exact_grants: bool = True
     pause: bool = True
     swap: bool = False
     token_trees: bool = False
     lookahead: int = 0
+    host_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,7 @@ class View(Protocol):
     def step(self) -> int: ...
     @property
     def waiting(self) -> Sequence[RequestView]:
-        """Queued requests in order of arrival; preempted ones are among them."""
+        """Queued requests in order of arrival; preempted ones are among them, swapped or not."""
         ...
 
     @property
@@ -112,7 +116,13 @@ class View(Protocol):
         ...
 
     @property
-    def swapped(self) -> Sequence[RequestView]: ...
+    def swapped(self) -> Sequence[RequestView]:
+        """Those of `waiting` whose KV is in host memory: what they computed is kept.
+
+        A grant moves it back first, and costs all their blocks.
+        """
+        ...
+
     @property
     def limits(self) -> Limits: ...
     @property
@@ -128,7 +138,10 @@ class View(Protocol):
         ...
 
     @property
-    def free_host_blocks(self) -> int: ...
+    def free_host_blocks(self) -> int:
+        """Blocks of host memory that requests may still be swapped to."""
+        ...
+
     @property
     def pin(self) -> Pin | None: ...
     def request(self, request_id: str) -> RequestView:
@@ -145,7 +158,10 @@ class View(Protocol):
         ...
 
     def cost(self, request_id: str, num_tokens: int) -> BlockCost:
-        """Blocks that a grant of `num_tokens`, after any prefix hit, takes from the free ones."""
+        """Blocks that a grant of `num_tokens`, after any prefix hit, takes from the free ones.
+
+        A swapped request has no hit: it takes blocks for all its computed tokens too.
+        """
         ...
 
 
@@ -195,6 +211,7 @@ class Preempt:
     """Take all blocks of a resident request; it goes back to waiting.
 
     One that is in flight goes when its last step in flight commits, and gets nothing until then.
+    `SWAP` takes room in host memory at once, for all that it holds.
     """
 
     request_id: str
@@ -280,7 +297,7 @@ class Policy(Protocol):
 def check(plan: Plan, view: View) -> None:
     """Raise PlanError unless the plan keeps the contract; complexity linear in the view."""
     running = {r.id: r for r in view.running}
-    waiting = {r.id: r for r in (*view.waiting, *view.swapped)}
+    waiting = {r.id: r for r in view.waiting}
     preempted = {p.request_id for p in plan.preempt}
     rejected = {r.request_id for r in plan.reject}
     granted = [g.request_id for g in plan.grants]
@@ -299,7 +316,7 @@ def check(plan: Plan, view: View) -> None:
         raise PlanError(f"preempted requests are not resident: {sorted(unknown)}")
     if view.pin is not None and view.pin.request_id in preempted:
         raise PlanError(f"{view.pin.request_id} is pinned and cannot be preempted")
-    _check_caps(plan, view.caps)
+    _check_caps(plan, view)
     for refusal in (*plan.reject, *plan.demote):
         if refusal.request_id not in running and refusal.request_id not in waiting:
             raise PlanError(f"cannot refuse unknown request {refusal.request_id}")
@@ -310,10 +327,16 @@ def check(plan: Plan, view: View) -> None:
     _check_wake(plan, view)
 
 
-def _check_caps(plan: Plan, caps: Caps) -> None:
-    if not caps.swap and any(preempt.how is PreemptHow.SWAP for preempt in plan.preempt):
+def _check_caps(plan: Plan, view: View) -> None:
+    swapped = [p.request_id for p in plan.preempt if p.how is PreemptHow.SWAP]
+    if swapped and not view.caps.swap:
         raise PlanError("the plan swaps, and the driver cannot")
-    if not caps.token_trees and plan.node_budget:
+    num_blocks = sum(view.held(request_id) for request_id in swapped)
+    if num_blocks > view.free_host_blocks:
+        raise PlanError(
+            f"the plan swaps {num_blocks} blocks out, {view.free_host_blocks} host blocks are free"
+        )
+    if not view.caps.token_trees and plan.node_budget:
         raise PlanError("the plan has a node budget, and the driver verifies no token trees")
 
 

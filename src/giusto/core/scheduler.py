@@ -12,9 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 
 from giusto.core import events as ev
 from giusto.core.errors import PlanError
+from giusto.core.host import HostMemory
 from giusto.core.kv import BlockPool, chain_keys
 from giusto.core.pin import PinWatch
-from giusto.core.plan import Caps, Grant, Limits, Plan, Policy, StepOutcome, Yield, check
+from giusto.core.plan import (
+    Caps,
+    Grant,
+    Limits,
+    Plan,
+    Policy,
+    PreemptHow,
+    StepOutcome,
+    Yield,
+    check,
+)
 from giusto.core.programs import ProgramState, ProgramTable
 from giusto.core.queue import QueueLimits, WaitingQueue
 from giusto.core.request import FinishReason, Reason, Request, Submission
@@ -54,7 +65,8 @@ class Scheduler:
         self._groups: dict[str, list[Request]] = {}
         self._siblings: dict[str, list[Request]] = {}
         self._waiting = WaitingQueue()
-        self._running = Residents(pool)
+        self._host = HostMemory(caps.host_blocks)
+        self._running = Residents(pool, self._host)
         self._in_flight: deque[Plan] = deque()
         self._hits = PrefixHits(pool)
         self._events: list[ev.Event] = []
@@ -106,6 +118,7 @@ class Scheduler:
             self._hits,
             self._requests,
             self.programs,
+            self._host,
         )
 
     def check(self) -> None:
@@ -185,6 +198,14 @@ class Scheduler:
         taken, self._events = self._events, []
         return taken
 
+    def take_swapped_blocks(self) -> int:
+        """Tell how many blocks were swapped in or out since the last call.
+
+        They move beside the step that is scheduled last; a driver that swaps asks once per step.
+        """
+        taken, self._host.num_moved = self._host.num_moved, 0
+        return taken
+
     # Deciding
 
     def schedule(self, now: float) -> Plan:
@@ -237,7 +258,10 @@ class Scheduler:
             self._requests[refusal.request_id].is_demoted = True
             self._publish(ev.Demoted(refusal.request_id, now, refusal.reason))
         for preempt in plan.preempt:
-            self._preempt(self._requests[preempt.request_id], now)
+            request = self._requests[preempt.request_id]
+            if preempt.how is PreemptHow.SWAP:
+                self._host.keep(request.id, len(request.blocks))
+            self._preempt(request, now)
         nodes = plan.node_budget
         for grant, request in granted:
             if request.resident_since is None:
@@ -263,11 +287,11 @@ class Scheduler:
         if request.num_in_flight_tokens:
             request.is_leaving = True
             return
-        self._running.leave(request)
+        how = self._running.preempt(request)
         request.is_leaving = False
         request.num_preemptions += 1
         self._waiting.push(request)
-        self._publish(ev.Preempted(request.id, now))
+        self._publish(ev.Preempted(request.id, now, how))
 
     # Booking an outcome
 
@@ -328,6 +352,7 @@ class Scheduler:
         self.programs.charge(request, reason)
         if request.resident_since is None:
             self._waiting.remove(request)
+            self._host.drop(request.id)
             del self._requests[request.id]
         elif request.num_in_flight_tokens:
             request.is_leaving = request.has_ended = True

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from giusto.core.host import HostMemory
 from giusto.core.kv import BlockPool
 from giusto.core.plan import BlockCost, Caps, Limits, Pin
 from giusto.core.programs import ProgramState, ProgramTable
@@ -23,7 +24,12 @@ class PrefixHits:
         self._hits: dict[str, list[int]] = {}
 
     def blocks(self, request: Request) -> list[int]:
-        """The blocks a waiting request would share; at least its last token stays to compute."""
+        """The blocks a waiting request would share; at least its last token stays to compute.
+
+        None for one that was swapped out: it brings its own.
+        """
+        if request.num_computed_tokens:
+            return []
         if self._generation != self._pool.generation:
             self._generation = self._pool.generation
             self._hits.clear()
@@ -49,8 +55,15 @@ class SchedulerView:
     _hits: PrefixHits
     _requests: Mapping[str, Request]
     _programs: ProgramTable
-    swapped: Sequence[Request] = field(default=())
-    free_host_blocks: int = 0
+    _host: HostMemory
+
+    @property
+    def swapped(self) -> Sequence[Request]:
+        return [request for request in self.waiting if request.num_computed_tokens]
+
+    @property
+    def free_host_blocks(self) -> int:
+        return self._host.num_free
 
     @property
     def free_blocks(self) -> int:
@@ -76,7 +89,7 @@ class SchedulerView:
     def cost(self, request_id: str, num_tokens: int) -> BlockCost:
         request = self._requests[request_id]
         size = self._pool.block_size
-        if request.resident_since is not None:
+        if request.resident_since is not None or request.num_computed_tokens:
             end = request.num_computed_tokens + request.num_in_flight_tokens + num_tokens
             room = len(request.blocks) * size
             return BlockCost(-(-(end - room) // size)) if end > room else NO_BLOCKS
