@@ -12,6 +12,7 @@ from functools import partial
 
 from giusto.core.events import Event, Finished, Rejected
 from giusto.core.request import FinishReason
+from giusto.core.slo import Program
 from giusto.metrics.records import ProgramCall, Record
 from giusto.sim.kernel import Kernel, Order
 from giusto.workload.records import Entry
@@ -29,7 +30,7 @@ class _Program:
     later: list[Entry] = field(default_factory=list)
     answered: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
-    opened: float = 0.0
+    opened: float | None = None
 
 
 class Users:
@@ -82,8 +83,9 @@ class Users:
             self._kernel.at(entry.arrival, Order.ARRIVAL, partial(self._arrive, entry))
 
     def _arrive(self, entry: Entry) -> None:
-        if entry.step is not None and (program := self._programs.get(entry.step.program)):
-            program.opened = program.opened or self._kernel.now
+        program = self._programs.get(entry.step.program) if entry.step else None
+        if program is not None and program.opened is None:
+            program.opened = self._kernel.now
         self._send(entry)
         self._next_root()
 
@@ -116,17 +118,19 @@ def _parted(program: _Program) -> tuple[list[Entry], list[Entry], list[Entry]]:
     blocked: list[Entry] = []
     later: list[Entry] = []
     for entry in program.later:
-        if any(call in program.failed for call in entry.waits_for):
-            blocked.append(entry)
-        elif all(call in program.answered for call in entry.waits_for):
-            ready.append(entry)
-        else:
+        parents = entry.waits_for
+        if not all(call in program.answered or call in program.failed for call in parents):
             later.append(entry)
+        elif any(call in program.failed for call in parents):
+            blocked.append(entry)
+        else:
+            ready.append(entry)
     return ready, blocked, later
 
 
-def _never_sent(entry: Entry, now: float, opened: float) -> Record:
+def _never_sent(entry: Entry, now: float, opened: float | None) -> Record:
     assert entry.step is not None
+    assert opened is not None
     call = ProgramCall(entry.step.program, entry.step.call, opened, entry.step.deadline)
     record = Record(
         id=entry.id,
@@ -134,7 +138,7 @@ def _never_sent(entry: Entry, now: float, opened: float) -> Record:
         service_class=entry.service_class,
         slo=entry.promise,
         arrival=now,
-        origin=opened,
+        origin=opened if isinstance(entry.promise, Program) else now,
         prompt_tokens=entry.prompt_tokens or 1,
         tenant=entry.tenant,
         weight=entry.weight,
