@@ -192,20 +192,23 @@ def grid(given: dict[str, Any]) -> list[SimRun]:
     """All runs that the flags ask for: policy by rate by seed. Raises ConfigError."""
     from giusto.policies import module_named
     from giusto.profiles.profile import load as load_profile
-    from giusto.sim.load import Load, check
+    from giusto.sim.load import Load, check, names
     from giusto.sim.run import SimRun
     from giusto.sim.settings import SimSettings
     from giusto.workload.arrivals import Process
 
     machine = load_profile(given["profile"])
     check(given["workload"])
+    rates = rates_of(given["request_rate"])
+    if rates == [None] and given["workload"] in names():
+        rates = [1.0]
     classes = _classes(given["config"])
     process = Process(given["arrivals"], given["burstiness"])
     runs = []
     for label in _words(given["policy"], "--policy"):
         name, options = policy_of(label)
         module_named(name)
-        for rate in rates_of(given["request_rate"]):
+        for rate in rates:
             for seed in _integers(given["seed"], "--seed"):
                 settings = SimSettings(
                     machine,

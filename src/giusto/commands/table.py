@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -64,8 +65,13 @@ def _table(title: str, runs: Sequence[Result], columns: Mapping[str, Read]) -> T
             _shown([read(row) for row in rows], is_share=columns is not COLUMNS or name in _SHARES)
             for name, read in columns.items()
         )
-        table.add_row(policy, "own" if rate is None else f"{rate:g}", *shown)
+        table.add_row(_label(policy), "own" if rate is None else f"{rate:g}", *shown)
     return table
+
+
+def _label(policy: str) -> str:
+    """A policy from a file goes by the file's name."""
+    return Path(policy).stem if policy.endswith(".py") else policy
 
 
 def _kept(name: str, run: Result) -> float | None:
