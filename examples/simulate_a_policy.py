@@ -3,7 +3,7 @@
     python examples/simulate_a_policy.py
     giusto simulate --workload slo-mix --request-rate 0.2 --policy edf,examples/simulate_a_policy.py
 
-Needs no engine: `pip install giusto` is enough. `giusto serve --scheduling-policy FILE` takes it too.
+Needs no engine: `pip install giusto` is enough. `giusto serve` takes it too.
 """
 
 from dataclasses import dataclass
@@ -34,4 +34,5 @@ def make(parameters: Parameters, deps: Dependencies) -> ShortestPromptFirst:
 if __name__ == "__main__":
     from giusto.cli import app
 
-    app(["simulate", "--workload", "slo-mix", "--request-rate", "0.2", "--policy", f"fcfs,{__file__}"])
+    flags = ["--workload", "slo-mix", "--request-rate", "0.2", "--policy", f"fcfs,{__file__}"]
+    app(["simulate", *flags])

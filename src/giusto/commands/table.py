@@ -24,7 +24,6 @@ COLUMNS: dict[str, Read] = {
     "kept/s": lambda run: run["slo_request_goodput"],
     "TTFT p95": lambda run: _seconds(run["p95_ttft_offered_ms"]),
     "TPOT p50": lambda run: _seconds(run["median_tpot_ms"]),
-    "ITL p99": lambda run: _seconds(run["p99_itl_ms"]),
     "E2E p95": lambda run: _seconds(run["p95_e2el_offered_ms"]),
 }
 _SHARES = ("kept", "gain")
@@ -50,7 +49,7 @@ def policies_table(runs: Sequence[Result]) -> RenderableType:
 def _table(title: str, runs: Sequence[Result], columns: Mapping[str, Read]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("policy", no_wrap=True)
-    table.add_column("rate", justify="right", min_width=4)
+    table.add_column("rate", justify="right", no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     cells: dict[tuple[str, float | None], list[Result]] = {}
