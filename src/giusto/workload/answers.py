@@ -14,8 +14,8 @@ from giusto.workload.records import Entry
 class Answers:
     """How long answers are whose length nobody recorded: at the cap, but for a share of them.
 
-    `early` of them end before it, at ceil(cap x u ** shape) with u uniform in (0, 1): shape 1 is
-    an even spread, above 1 favours short ones.
+    `early` of them end before it, at 1 + floor((cap - 1) x u ** shape) with u uniform in [0, 1):
+    shape 1 is an even spread, above 1 favours short ones.
     """
 
     early: float = 0.0
@@ -41,4 +41,4 @@ class Answers:
         rng = random.Random(f"{seed} {entry.id}")
         if rng.random() >= self.early:
             return entry.max_tokens
-        return max(1, min(entry.max_tokens, round(entry.max_tokens * rng.random() ** self.shape)))
+        return 1 + int((entry.max_tokens - 1) * rng.random() ** self.shape)
