@@ -188,7 +188,8 @@ def _replica(
     error = rng.uniform(1 - settings.model_error, 1 + settings.model_error)
     believed = profile.latency.scaled(error / settings.speed)
     lengths = Histogram()
-    caps = Caps(lookahead=settings.lookahead)
+    host_blocks = settings.host_blocks
+    caps = Caps(swap=host_blocks > 0, lookahead=settings.lookahead, host_blocks=host_blocks)
     deps = Dependencies(latency=believed, lengths=lengths, truth=truth, caps=caps)
     made = Scheduler(
         make(settings.policy, deps, settings.policy_options),
@@ -209,6 +210,7 @@ def _replica(
         rng,
         noise=profile.noise if settings.noise is None else settings.noise,
         speed=settings.speed,
+        link=settings.link,
     )
     return Replica(index, kernel, made, executor, believed)
 

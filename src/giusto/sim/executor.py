@@ -14,6 +14,7 @@ from random import Random
 from giusto.core.latency import BatchShape, LatencyModel
 from giusto.core.plan import Plan, Yield
 from giusto.core.request import FinishReason, Request
+from giusto.sim.link import Link
 from giusto.sim.truth import Truth
 
 NOTHING = Yield()
@@ -23,15 +24,19 @@ LAST_TOKEN = Yield((0,), finish=FinishReason.STOP)
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """What a step came to."""
+    """What a step came to. It took `seconds`, of which it waited `waited` for swapped blocks."""
 
     shape: BatchShape
     seconds: float
     yields: dict[str, Yield]
+    waited: float = 0.0
 
 
 class SimExecutor:
-    """Steps of one replica. `noise` is the standard deviation of the log of a step's time."""
+    """Steps of one replica. `noise` is the standard deviation of the log of a step's time.
+
+    Neither it nor `speed` touches the `link`, over which what is swapped goes.
+    """
 
     def __init__(
         self,
@@ -41,12 +46,14 @@ class SimExecutor:
         *,
         noise: float = 0.0,
         speed: float = 1.0,
+        link: Link | None = None,
     ) -> None:
         self._latency = latency
         self._truth = truth
         self._rng = rng
         self._noise = noise
         self._speed = speed
+        self._link = link
         self._drawn: dict[str, int] = {}
         self._lengths: dict[str, int] = {}
 
@@ -68,7 +75,8 @@ class SimExecutor:
         seconds = self._latency.step_time(shape) / self._speed
         if self._noise:
             seconds *= math.exp(self._rng.gauss(0.0, self._noise))
-        return Execution(shape, seconds, yields)
+        waited = self._link.wait(swapped, seconds) if self._link else 0.0
+        return Execution(shape, seconds + waited, yields, waited)
 
     def forget(self, request_id: str) -> None:
         """Drop what is known of a request that has ended."""

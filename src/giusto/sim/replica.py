@@ -93,7 +93,8 @@ class Replica:
                 self._wake_at = plan.wake_at
                 self._kernel.at(plan.wake_at, Order.PLAN, self._wake)
             return
-        execution = self._executor.execute(plan, self.scheduler.requests)
+        swapped = self.scheduler.take_swapped_blocks()
+        execution = self._executor.execute(plan, self.scheduler.requests, swapped)
         started = max(now + self._gap, self._free_at)
         self._free_at = started + execution.seconds
         self._flying.append((plan, started, execution))
@@ -108,7 +109,8 @@ class Replica:
         """Commit the oldest step in flight."""
         plan, started, execution = self._flying.popleft()
         now = self._kernel.now
-        self._latency.learn(execution.shape, execution.seconds)
+        # The model is of what steps compute; it knows nothing of the link.
+        self._latency.learn(execution.shape, execution.seconds - execution.waited)
         self.step_time += 0.1 * (execution.seconds - self.step_time)
         self.num_steps += 1
         outcome = StepOutcome(plan.step, started, now, execution.shape, execution.yields)

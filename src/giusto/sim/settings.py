@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,6 +10,9 @@ from giusto.core.errors import ConfigError
 from giusto.core.plan import Limits
 from giusto.profiles.profile import Profile
 from giusto.sim.asks import Terms
+from giusto.sim.link import Link
+
+GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +21,9 @@ class SimSettings:
 
     model_error: the policy's model of step times starts wrong by up to this share, drawn per
     replica, and learns; noise: standard deviation of the log of true step times; speed: of the
-    machine beside the one that was profiled.
+    machine beside the one that was profiled; swap_space: GiB of host memory that each replica may
+    swap preempted requests to, None recomputes them; overlap: share of a step's computation during
+    which swapped blocks move unnoticed.
     """
 
     profile: Profile
@@ -34,6 +40,8 @@ class SimSettings:
     model_error: float = 0.1
     noise: float | None = None
     speed: float = 1.0
+    swap_space: float | None = None
+    overlap: float = 0.0
     classes: Mapping[str, Terms] = field(default_factory=dict)
     check: bool = False
 
@@ -48,6 +56,10 @@ class SimSettings:
             raise ConfigError(f"model_error must lie in [0, 1), got {self.model_error}")
         if not self.speed > 0:
             raise ConfigError(f"speed must be above 0, got {self.speed}")
+        if not 0 <= self.overlap <= 1:
+            raise ConfigError(f"overlap must lie in [0, 1], got {self.overlap}")
+        if self.swap_space is not None:
+            self._check_swap(self.swap_space)
 
     @property
     def limits(self) -> Limits:
@@ -58,3 +70,27 @@ class SimSettings:
             self.max_num_seqs or profile.max_num_seqs,
             profile.block_size,
         )
+
+    @property
+    def host_blocks(self) -> int:
+        """Blocks that fit into the swap space."""
+        return int((self.swap_space or 0) * GIB / self.profile.bytes_per_block)
+
+    @property
+    def link(self) -> Link | None:
+        """What swapped blocks go over."""
+        bandwidth = self.profile.swap_bandwidth
+        if self.swap_space is None or bandwidth is None:
+            return None
+        return Link(self.profile.bytes_per_block / bandwidth, self.overlap)
+
+    def _check_swap(self, space: float) -> None:
+        profile = self.profile
+        if profile.swap_bandwidth is None:
+            raise ConfigError(
+                f"profile {profile.name} has no link to swap over: leave swap_space out, or give "
+                "the profile its swap_bytes_per_s"
+            )
+        if not math.isfinite(space) or self.host_blocks < 1:
+            block = profile.bytes_per_block / GIB
+            raise ConfigError(f"swap_space must hold a block, {block:.2g} GiB or more, got {space}")
