@@ -1,7 +1,8 @@
 """Result files: `{"runs": [run]}`, with a single run's keys repeated at the top.
 
 One run is one flat object. Keys that vLLM's `bench serve` has keep its names and meaning, so its
-plotting scripts read these files. Strict JSON: an infinite figure is null.
+plotting scripts read these files. `distributions` and `timeline` hold what a report draws. Strict
+JSON: an infinite figure is null.
 """
 
 from __future__ import annotations

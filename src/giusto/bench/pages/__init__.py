@@ -1,0 +1,1 @@
+"""The report's page: runs into chapters, chapters into markup."""
