@@ -77,7 +77,9 @@ def by_rate(chapter: Chapter, show: Gallery) -> list[Markup]:
     """Attainment, gain and goodput over the rate."""
     parts = _missing_figures(chapter, BY_RATE)
     if any(c.value(m.key) is not None for c in chapter.cases for m in BY_RATE):
-        caption = "Means over seeds, side by side around their rate; bars span lowest and highest seed."
+        caption = (
+            "Means over seeds, side by side around their rate; bars span lowest and highest seed."
+        )
         if 1 < sum(map(_is_finite, chapter.rates)) < len(chapter.rates):
             caption += " Runs without a rate of their own are in the tables only."
         parts.append(show("by-rate", partial(plots.by_rate, chapter), caption))
