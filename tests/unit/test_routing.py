@@ -42,7 +42,7 @@ def test_every_router_has_a_name() -> None:
     for name, router in routing.ROUTERS.items():
         assert isinstance(routing.make(name), router)
     with pytest.raises(
-        ConfigError, match="unknown router 'best'.*round-robin, least-loaded, locality"
+        ConfigError, match=r"unknown router 'best'.*round-robin, least-loaded, locality"
     ):
         routing.make("best")
 
@@ -91,7 +91,7 @@ def test_locality_goes_back_to_where_the_session_was() -> None:
 
 
 def test_locality_sends_who_shares_nothing_to_the_least_loaded() -> None:
-    """No session and no prefix, or a prompt too short to be worth it; short calls stay in theirs."""
+    """No session and no prefix, or too short a prompt; short calls of a session stay in it."""
     router = Locality()
     for loads in ((1, 0), (0, 1)):
         least = loads.index(0)
