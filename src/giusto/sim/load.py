@@ -12,7 +12,7 @@ from giusto.core.errors import ConfigError
 from giusto.core.latency import BatchShape
 from giusto.core.slo import SLO
 from giusto.profiles.profile import Profile
-from giusto.workload import mix, mixed, readers
+from giusto.workload import mix, mixed, readers, records
 from giusto.workload.answers import Answers
 from giusto.workload.arrivals import Process
 from giusto.workload.records import Entry, promised
@@ -100,8 +100,11 @@ def unit_of(profile: Profile) -> mix.Unit:
 
 def _trace(load: Load, profile: Profile) -> list[Entry]:
     path = Path(load.workload)
-    spec = f"jsonl:{load.workload}" if path.is_file() else load.workload
-    trace = readers.read(spec, readers.Options(seed=load.seed, slo_unit=profile.slo_unit))
+    if path.is_file():
+        trace = readers.Trace(path.name, records.read(path), is_timed=True)
+    else:
+        options = readers.Options(seed=load.seed, slo_unit=profile.slo_unit)
+        trace = readers.read(load.workload, options)
     if load.rate is None and trace.is_timed:
         return trace.entries
     return rescaled(
