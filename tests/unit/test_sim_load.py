@@ -76,7 +76,7 @@ def test_unknown_names_list_what_exists(tmp_path: Path) -> None:
 
 def test_a_missing_file_of_a_reader_is_named(tmp_path: Path) -> None:
     """Known reader, unknown file: the file is what is wrong."""
-    with pytest.raises(ConfigError, match="later.csv"):
+    with pytest.raises(ConfigError, match=r"later\.csv"):
         entries(Load(f"azure:{tmp_path}/later.csv"))
 
 

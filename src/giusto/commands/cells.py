@@ -50,15 +50,17 @@ class Cells:
     def _take(self, found: Sequence[Result]) -> None:
         abouts = [run.about for run in self.runs]
         for result in found:
-            places = [
+            places = (
                 at
                 for at, about in enumerate(abouts)
-                if all(result.get(key) == value for key, value in about.items())
-            ]
-            if places:
-                self._done[places[0]] = result
-            else:
+                if at not in self._done
+                and all(result.get(key) == value for key, value in about.items())
+            )
+            at = next(places, None)
+            if at is None:
                 self._others.append(result)
+            else:
+                self._done[at] = result
 
 
 def run_cells(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from giusto.core.slo import SLO
@@ -58,11 +58,15 @@ class SimRun:
             "router": settings.router if settings.replicas > 1 else None,
             "max_num_seqs": limits.max_num_seqs,
             "max_num_batched_tokens": limits.max_num_batched_tokens,
+            "num_blocks": settings.num_blocks or settings.profile.num_blocks,
             "prefix_caching": settings.prefix_caching,
             "lookahead": settings.lookahead,
             "model_error": settings.model_error,
             "noise": settings.profile.noise if settings.noise is None else settings.noise,
             "speed": settings.speed,
+            "swap_space": settings.swap_space,
+            "overlap": settings.overlap,
+            "classes": {name: list(astuple(terms)) for name, terms in settings.classes.items()},
         }
 
 
