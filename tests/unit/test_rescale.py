@@ -15,7 +15,7 @@ from giusto.core.errors import ConfigError
 from giusto.workload.agents import AGENTS
 from giusto.workload.arrivals import Process
 from giusto.workload.records import Entry, Step
-from giusto.workload.rescale import rescaled, taken
+from giusto.workload.rescale import repeated, rescaled, taken
 
 
 def single(name: str, at: float) -> Entry:
@@ -178,3 +178,16 @@ def test_programs_stay_whole(entries: list[Entry], duration: float, count: int) 
     assert kept == [e for e in entries if (e.step.program if e.step else e.id) in names]
     within = [at for at in units(entries).values() if at <= duration]
     assert sorted(units(kept).values()) == sorted(within)[:count]
+
+
+def test_a_list_without_times_can_be_repeated() -> None:
+    """Laps have ids and programs of their own, and stop within a lap; programs stay whole."""
+    two = [
+        Entry("a", 0.0, prompt_tokens=4),
+        Entry("b", 0.0, prompt_tokens=4, step=Step("p", "x")),
+        Entry("c", 0.0, prompt_tokens=4, step=Step("p", "y", parents=("x",))),
+    ]
+    assert [e.id for e in repeated(two, 5)] == ["a", "b", "c", "a~2", "b~2", "c~2", "a~3"]
+    assert [e.id for e in repeated(two, 1)] == ["a"]
+    assert repeated(two, 4)[5].step == Step("p~2", "y", parents=("x",))
+    assert repeated(two, 2) == two

@@ -16,7 +16,7 @@ from giusto.workload import mix, mixed, readers, records
 from giusto.workload.answers import Answers
 from giusto.workload.arrivals import Process
 from giusto.workload.records import Entry, promised
-from giusto.workload.rescale import rescaled, taken
+from giusto.workload.rescale import repeated, rescaled, taken
 
 #: Tokens of the prompt and context that stand for an idle machine's pace.
 TYPICAL = 256
@@ -103,12 +103,17 @@ def _trace(load: Load, profile: Profile) -> list[Entry]:
     if path.is_file():
         trace = readers.Trace(path.name, records.read(path), is_timed=True)
     else:
-        options = readers.Options(seed=load.seed, slo_unit=profile.slo_unit)
+        # With a time limit too the first `count` may not do: those that come early are wanted.
+        limit = load.count if load.duration is None else None
+        options = readers.Options(seed=load.seed, slo_unit=profile.slo_unit, limit=limit)
         trace = readers.read(load.workload, options)
     if load.rate is None and trace.is_timed:
         return trace.entries
+    lengths = trace.entries
+    if not trace.is_timed and load.count is not None:
+        lengths = repeated(lengths, load.count)
     return rescaled(
-        trace.entries,
+        lengths,
         1.0 if load.rate is None else load.rate,
         rng=random.Random(f"{load.seed} arrivals"),
         is_timed=trace.is_timed,

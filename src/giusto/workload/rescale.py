@@ -61,6 +61,30 @@ def taken(
     return [entry for entry in entries if _unit(entry) in kept]
 
 
+def repeated(entries: Sequence[Entry], count: int) -> list[Entry]:
+    """Go over a list without times again and again until `count` units are there.
+
+    Repeats are named `ID~2`, `ID~3` and so on, and have programs of their own; texts stay shared.
+    """
+    result: list[Entry] = []
+    units: set[_Unit] = set()
+    for lap in range(1, 1 + count):
+        for entry in entries:
+            again = entry if lap == 1 else _again(entry, lap)
+            if len(units) == count and _unit(again) not in units:
+                return result
+            units.add(_unit(again))
+            result.append(again)
+        if len(units) == count:
+            break
+    return result
+
+
+def _again(entry: Entry, lap: int) -> Entry:
+    step = entry.step and replace(entry.step, program=f"{entry.step.program}~{lap}")
+    return replace(entry, id=f"{entry.id}~{lap}", step=step)
+
+
 def _unit(entry: Entry) -> _Unit:
     return (False, entry.id) if entry.step is None else (True, entry.step.program)
 
