@@ -171,19 +171,22 @@ def test_policies_rates_and_seeds(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_different_settings_are_different_chapters(tmp_path: Path) -> None:
-    """Another workload or profile is another chapter, with a table of contents before them."""
+    """Another workload, profile or noise is another chapter; a table of contents leads to them."""
     page = report(
         [
             saved(tmp_path, result("fcfs", 1.0, 1), name="a.json"),
             saved(tmp_path, result("fcfs", 1.0, 1, workload="azure:x.csv"), name="b.json"),
             saved(tmp_path, result("fcfs", 1.0, 1, profile="a100"), name="c.json"),
+            saved(tmp_path, result("fcfs", 1.0, 1, noise=0.2), name="d.json"),
         ],
         tmp_path / "report.html",
     )
     content = page.read_text()
-    assert re.findall(r"<h2[^>]*>(.*?)</h2>", content) == ["mixed", "azure:x.csv", "mixed on a100"]
-    assert [f"#chapter-{k}" for k in (1, 2, 3)] == re.findall(r'<a href="(.*?)"', content)
-    assert written(page)[1] == [*SECTIONS, *SECTIONS, *SECTIONS]
+    noisy = "noise of step times"
+    titles = [f"mixed · {noisy} -", "azure:x.csv", "mixed on a100", f"mixed · {noisy} 0.2"]
+    assert titles == re.findall(r"<h2[^>]*>(.*?)</h2>", content)
+    assert [f"#chapter-{k}" for k in (1, 2, 3, 4)] == re.findall(r'<a href="(.*?)"', content)
+    assert written(page)[1] == [*SECTIONS] * 4
 
 
 def test_a_result_of_vllm_says_what_it_lacks(tmp_path: Path) -> None:
@@ -274,7 +277,20 @@ def test_rates_without_a_number(tmp_path: Path) -> None:
     assert rate_name(2.5) == "2.5 requests/s"
 
 
-# Reading
+# Files
+
+
+def test_files_are_strict_json(tmp_path: Path) -> None:
+    """What is read is what was written, infinities as null; a single run's keys are on top too."""
+    run = result("fcfs", 1.0, 1) | {"p99_ttft_ms": math.inf}
+    path = saved(tmp_path, run)
+    content = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert content.pop("runs") == [content]
+    assert content == run | {"p99_ttft_ms": None}
+    several = saved(tmp_path, run, result("edf", 1.0, 1))
+    assert json.loads(several.read_text()).keys() == {"runs"}
+    assert [found["policy"] for found in results.read(several)] == ["fcfs", "edf"]
+    assert results.read(saved(tmp_path)) == []
 
 
 def test_all_forms_of_files(tmp_path: Path) -> None:

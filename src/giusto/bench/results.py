@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from giusto.bench.drive import Run
 
 Result = dict[str, Any]
-
-#: Lists of numbers as `json` indents them; a string has no line break in it.
-_NUMBERS = re.compile(r"\[\n[-+.,\s\deEnul]*\n\s*\]")
 
 
 def result(run: Run, about: Mapping[str, Any], goodput: Goodput | None = None) -> Result:
@@ -47,13 +43,25 @@ def result(run: Run, about: Mapping[str, Any], goodput: Goodput | None = None) -
 
 
 def write(path: Path, runs: Sequence[Result]) -> None:
-    """Write a result file."""
-    content: Result = {"runs": [_strict(run) for run in runs]}
-    if len(runs) == 1:
-        content = {**content["runs"][0], **content}
+    """Write a result file: a key per line, which `json` does many times faster than indenting."""
+    made = [_strict(run) for run in runs]
+    objects = ["{\n" + ",\n".join(_lines(run)) + "\n}" for run in made]
+    single = _lines(made[0]) if len(made) == 1 else []
+    lines = [*single, '"runs": [' + ",\n".join(objects) + "]"]
     prepare(path)
-    text = json.dumps(content, indent=2, allow_nan=False)
-    path.write_text(_NUMBERS.sub(_on_one_line, text) + "\n", encoding="utf-8")
+    _put(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _put(path: Path, text: str) -> None:
+    """Replace a file as a whole, so that an interrupted write leaves the old one."""
+    target = path.resolve()
+    if not target.is_file():
+        # A device or a pipe is written to.
+        target.write_text(text, encoding="utf-8")
+        return
+    part = target.with_name(f".{target.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(target)
 
 
 def prepare(path: Path) -> None:
@@ -74,8 +82,8 @@ def read(path: Path) -> list[Result]:
     return list(runs)
 
 
-def _on_one_line(numbers: re.Match[str]) -> str:
-    return " ".join(numbers[0].split())
+def _lines(run: Result) -> list[str]:
+    return [f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in run.items()]
 
 
 def _strict(value: Any) -> Any:

@@ -24,7 +24,18 @@ CHAPTER_KEYS = {
     "replicas": "replicas",
     "router": "router",
     "slo_scale": "SLO scale",
+    "arrivals": "arrivals",
     "burstiness": "burstiness",
+    "duration_asked": "seconds of arrivals",
+    "num_prompts_asked": "number of arrivals",
+    "answers": "law of answers",
+    "max_num_seqs": "sequences at once",
+    "max_num_batched_tokens": "tokens of a step",
+    "prefix_caching": "prefix caching",
+    "lookahead": "lookahead",
+    "model_error": "error of the policy's model",
+    "noise": "noise of step times",
+    "speed": "speed of the machine",
 }
 
 #: Runs of a chapter that differ in one of these never share a line.
@@ -85,15 +96,11 @@ class Line:
 class Chapter:
     """Runs of one workload under one setting; `cells` has them by line and rate."""
 
+    title: str
     about: Mapping[str, str]
     lines: tuple[Line, ...]
     rates: tuple[Rate, ...]
     cells: Mapping[tuple[Line, Rate], tuple[Case, ...]]
-
-    @property
-    def title(self) -> str:
-        name = self.about.get("workload", "workload not recorded")
-        return f"{name} on {self.about['profile']}" if "profile" in self.about else name
 
     @property
     def cases(self) -> list[Case]:
@@ -149,12 +156,17 @@ def chapters(cases: Sequence[Case]) -> list[Chapter]:
     groups: dict[Identity, list[Case]] = {}
     for case in cases:
         groups.setdefault(case.chapter, []).append(case)
+    titles = _apart({identity: _title(identity) for identity in groups}, CHAPTER_KEYS.values())
     colours: dict[str, int] = {}
-    return [_chapter(identity, group, colours) for identity, group in groups.items()]
+    return [
+        _chapter(titles[identity], identity, group, colours) for identity, group in groups.items()
+    ]
 
 
-def _chapter(identity: Identity, cases: Sequence[Case], colours: dict[str, int]) -> Chapter:
-    labels = _labels(list(dict.fromkeys(case.line for case in cases)))
+def _chapter(
+    title: str, identity: Identity, cases: Sequence[Case], colours: dict[str, int]
+) -> Chapter:
+    labels = _apart({case.line: _name(case.line) for case in cases})
     lines = {
         key: Line(label, colours.setdefault(label, len(colours))) for key, label in labels.items()
     }
@@ -163,6 +175,7 @@ def _chapter(identity: Identity, cases: Sequence[Case], colours: dict[str, int])
         cells.setdefault((lines[case.line], case.rate), []).append(case)
     rates = sorted({case.rate for case in cases}, key=lambda rate: (rate is None, rate or 0.0))
     return Chapter(
+        title=title,
         about={
             name: text
             for name, text in zip(CHAPTER_KEYS.values(), identity, strict=True)
@@ -174,19 +187,33 @@ def _chapter(identity: Identity, cases: Sequence[Case], colours: dict[str, int])
     )
 
 
-def _labels(lines: Sequence[Identity]) -> dict[Identity, str]:
-    """The policy, or else the back-end, with as much beside it as tells equal names apart."""
-    backend = list(LINE_KEYS).index("backend")
-    names = {line: line[0] or line[backend] or "unknown" for line in lines}
+def _title(identity: Identity) -> str:
+    said = dict(zip(CHAPTER_KEYS, identity, strict=True))
+    name = said["workload"] or "workload not recorded"
+    return f"{name} on {said['profile']}" if said["profile"] else name
+
+
+def _name(identity: Identity) -> str:
+    """The policy; a run that does not say it is known by its back-end."""
+    said = dict(zip(LINE_KEYS, identity, strict=True))
+    return said["policy"] or said["backend"] or "unknown"
+
+
+def _apart(names: Mapping[Identity, str], keys: Iterable[str] = ()) -> dict[Identity, str]:
+    """Each name, with as much of its identity beside it as tells equal names apart.
+
+    `keys` name the parts of an identity where the parts do not speak for themselves.
+    """
+    heads = [f"{key} " for key in keys]
     labels = {}
-    for line, name in names.items():
-        alike = [other for other in lines if names[other] == name]
+    for identity, name in names.items():
+        alike = [other for other in names if names[other] == name]
         parts = [
-            part or "-"
-            for part, *others in zip(line, *alike, strict=True)
-            if len(set(others)) > 1 and part != name
+            f"{heads[at] if heads else ''}{part or '-'}"
+            for at, part in enumerate(identity)
+            if len({other[at] for other in alike}) > 1 and part != name
         ]
-        labels[line] = " · ".join([name, *parts])
+        labels[identity] = " · ".join([name, *parts])
     return labels
 
 
