@@ -13,6 +13,7 @@ import typer
 
 from giusto import __version__
 from giusto.bench.command import bench
+from giusto.bench.report_command import report
 from giusto.commands.errors import explained
 from giusto.commands.plan import plan
 from giusto.commands.profile import profile
@@ -37,6 +38,7 @@ app.command()(simulate)
 app.command()(sweep)
 app.command()(plan)
 app.command()(profile)
+app.command()(report)
 
 _SHARED = ("max_num_queued_reqs", "max_num_queued_tokens", "log_level")
 

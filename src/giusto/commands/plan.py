@@ -114,6 +114,7 @@ class Search:
             "config": None,
             "speed": 1.0,
             "lookahead": 0,
+            "swap_space": None,
             "check": False,
         }
         self.shares = shares

@@ -85,6 +85,10 @@ Speed = Annotated[
     float, typer.Option(help="Speed of the machine beside the one that was profiled.")
 ]
 Lookahead = Annotated[int, typer.Option(min=0, max=1, help="Plans made while a step runs.")]
+SwapSpace = Annotated[
+    float | None,
+    typer.Option(help="GiB of host memory for preempted requests. [none: they are recomputed]"),
+]
 Check = Annotated[bool, typer.Option("--check", help="Verify every plan; slower.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes. [one per core]")]
 Json = Annotated[
@@ -112,6 +116,7 @@ def simulate(
     config: Config = None,
     speed: Speed = 1.0,
     lookahead: Lookahead = 0,
+    swap_space: SwapSpace = None,
     check: Check = False,
     jobs: Jobs = None,
     json: Json = None,
@@ -148,6 +153,7 @@ def sweep(
     config: Config = None,
     speed: Speed = 1.0,
     lookahead: Lookahead = 0,
+    swap_space: SwapSpace = None,
     check: Check = False,
     jobs: Jobs = None,
 ) -> None:
@@ -222,6 +228,7 @@ def grid(given: dict[str, Any]) -> list[SimRun]:
                     prefix_caching=given["enable_prefix_caching"],
                     lookahead=given["lookahead"],
                     speed=given["speed"],
+                    swap_space=given["swap_space"],
                     classes=classes,
                     check=given["check"],
                 )
