@@ -54,7 +54,7 @@ from giusto.sim.run import SimRun, simulate  # noqa: E402
 from giusto.sim.settings import SimSettings  # noqa: E402
 from giusto.workload.records import Entry  # noqa: E402
 
-#: Of the policies' tuning and of the fit no run has this seed.
+#: No policy was tuned and no profile fitted on arrivals of this seed.
 SEED = 2711
 LOOP = """
 from giusto.core.clock import WallClock
