@@ -85,7 +85,7 @@ def cluster(entries: Sequence[Entry], **more: Any) -> Cluster:
 
 
 def replicas(made: Cluster) -> Sequence[Replica]:
-    return made._replicas
+    return made.replicas
 
 
 def run(entries: Sequence[Entry], **more: Any) -> Outcome:

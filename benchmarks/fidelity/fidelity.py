@@ -215,7 +215,7 @@ def replay(run: Run, profile: Profile, seed: int) -> tuple[dict[str, Any], list[
 
     def make(settings: SimSettings, entries: Sequence[Entry]) -> Cluster:
         made = build.cluster(settings, entries)
-        for replica in made._replicas:
+        for replica in made.replicas:
             replica.scheduler.subscribe(log.observe)
         return made
 

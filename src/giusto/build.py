@@ -126,14 +126,14 @@ def profile(
     on_round: Callable[[int, int], None] = lambda done, rounds: None,
 ) -> Profile:
     """Load the model, time its steps on this machine and fit a profile. Raises as `engine` does."""
-    from giusto.engine.profile import Subject, make_profile
+    from giusto.engine.profile import Subject, make_profile, step_gap
 
     clock = WallClock()
     made, ready = engine(settings, clock)
     limits = Limits(settings.max_num_batched_tokens, settings.max_num_seqs, settings.block_size)
     subject = Subject(name, hardware, ready["name"], limits, ready["max_model_len"])
     _, measured = make_profile(made.runner, clock, Random(0), subject, on_round)
-    return measured
+    return replace(measured, gap=step_gap(made))
 
 
 def _public_name(model: str | None) -> str:
@@ -212,7 +212,7 @@ def _replica(
         speed=settings.speed,
         link=settings.link,
     )
-    return Replica(index, kernel, made, executor, believed)
+    return Replica(index, kernel, made, executor, believed, gap=profile.gap / settings.speed)
 
 
 def run_loop(settings: EngineSettings, connection: socket.socket) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from random import Random
 from statistics import median
 
@@ -17,9 +18,11 @@ import torch
 from torch.nn.functional import linear
 
 from giusto.core.clock import Clock
+from giusto.core.events import Event, Stepped
 from giusto.core.latency import BatchShape, LinearLatency
 from giusto.core.plan import Grant, Limits, Plan
 from giusto.core.request import Request, SamplingParams, Submission
+from giusto.engine.engine import Engine
 from giusto.engine.model import Decoder, has_native_bf16
 from giusto.engine.runner import ModelRunner
 from giusto.engine.tensors import BatchTensors, KVCache, bytes_per_block
@@ -236,6 +239,33 @@ def _clear(kv: KVCache, num_slots: int) -> None:
     for layer in kv.layers:
         layer.keys[:num_slots].zero_()
         layer.values[:num_slots].zero_()
+
+
+#: Streams and tokens each over which the gap between steps is taken.
+_GAP_STREAMS, _GAP_TOKENS = 8, 48
+
+
+def step_gap(engine: Engine) -> float:
+    """Seconds from the end of a step to the start of the next: booking, events, the next plan.
+
+    The median over a few streams that decode together. What a server adds (sending events to
+    another process) is not in it.
+    """
+    spans: list[tuple[float, float]] = []
+
+    def observe(event: Event) -> None:
+        if isinstance(event, Stepped):
+            spans.append((event.outcome.started, event.outcome.ended))
+
+    engine.scheduler.subscribe(observe)
+    sampling = replace(SAMPLING, max_tokens=_GAP_TOKENS, ignore_eos=True)
+    for number in range(_GAP_STREAMS):
+        ids = tuple(range(10 * number + 1, 10 * number + 9))
+        ask = Submission(f"gap-{number}", 0.0, len(ids), prompt_ids=ids, sampling=sampling)
+        engine.submit(ask)
+    while engine.scheduler.has_work:
+        engine.step()
+    return median(after[0] - before[1] for before, after in pairwise(spans))
 
 
 #: The calibration loop's work: rows that pass through matrices of the default model's shapes.

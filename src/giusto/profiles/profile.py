@@ -42,6 +42,7 @@ class Profile:
     swap_bandwidth: of the link to host memory; None where nothing is swapped.
     slo_unit: a decode step alone, for SLOs that are stated as multiples of it.
     noise: standard deviation of the logarithm of step times of one shape.
+    gap: from the end of a step to the start of the next while there is work: planning, booking.
     calibration: what `engine.profile.calibration_loop` took on this machine, for its speed today.
     """
 
@@ -58,6 +59,7 @@ class Profile:
     swap_bandwidth: float | None = None
     slo_unit: float | None = None
     noise: float = 0.0
+    gap: float = 0.0
     calibration: float | None = None
     residuals: Mapping[str, Residual] = field(default_factory=dict)
 
@@ -73,6 +75,8 @@ class Profile:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{key} must be above 0, got {value}")
+        if not 0 <= self.gap < math.inf:
+            raise ValueError(f"gap_s must be at least 0, got {self.gap}")
         if not 0 <= self.noise < 1:
             raise ValueError(f"noise must be at least 0 and below 1, got {self.noise}")
         if not 0 < self.latency.step_time(BatchShape(decode_seqs=1)) < math.inf:
@@ -159,6 +163,7 @@ def _parse(text: str, where: str) -> Profile:
             swap_bandwidth=row.optional_number("swap_bytes_per_s"),
             slo_unit=row.optional_number("slo_unit_s"),
             noise=row.optional_number("noise") or 0.0,
+            gap=row.optional_number("gap_s") or 0.0,
             calibration=row.optional_number("calibration_s"),
             residuals=_residuals(row.optional_object("residuals")),
         )
@@ -190,6 +195,8 @@ def _to_json(profile: Profile) -> dict[str, object]:
         if getattr(profile, name) is not None:
             content[key] = getattr(profile, name)
     content["noise"] = profile.noise
+    if profile.gap:
+        content["gap_s"] = profile.gap
     if profile.residuals:
         content["residuals"] = {
             kind: {"count": r.count, "median": r.median, "p90": r.p90}

@@ -37,7 +37,7 @@ class Cluster:
         sink: Callable[[tuple[Record, ...]], None] | None = None,
     ) -> None:
         self._kernel = kernel
-        self._replicas = replicas
+        self.replicas = replicas
         self._router = router
         self._asks = asks
         self._outcome = Outcome()
@@ -52,19 +52,19 @@ class Cluster:
             self._recorder.observe(event)
             users.observe(event)
 
-        for replica in self._replicas:
+        for replica in self.replicas:
             replica.scheduler.subscribe(observe)
         self._kernel.run()
-        self._outcome.num_steps = sum(replica.num_steps for replica in self._replicas)
+        self._outcome.num_steps = sum(replica.num_steps for replica in self.replicas)
         self._outcome.ended = self._kernel.now
         return self._outcome
 
     def _send(self, entry: Entry) -> None:
         ask = self._asks.ask(entry, self._kernel.now)
         chosen = 0
-        if len(self._replicas) > 1:
-            chosen = self._router.choose(_visitor(entry), self._replicas)
-        self._replicas[chosen].submit(ask)
+        if len(self.replicas) > 1:
+            chosen = self._router.choose(_visitor(entry), self.replicas)
+        self.replicas[chosen].submit(ask)
 
 
 def _visitor(entry: Entry) -> Visitor:
