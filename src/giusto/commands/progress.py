@@ -18,7 +18,10 @@ from rich.progress import (
 
 @contextmanager
 def bar(console: Console, title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar of `total` steps; yields what to call after each. It leaves no trace."""
+    """Show a bar of `total` steps on a terminal; yields what to call after each.
+
+    It leaves no trace, and nothing at all in a file.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -26,6 +29,7 @@ def bar(console: Console, title: str, total: int) -> Iterator[Callable[[], None]
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    is_hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=is_hidden) as progress:
         task = progress.add_task(title, total=total)
         yield lambda: progress.advance(task)

@@ -35,19 +35,20 @@ def policies_table(runs: Sequence[Result]) -> RenderableType:
     title = f"{first['workload']} on {first['profile']}"
     if first["replicas"] > 1:
         title += f", {first['replicas']} replicas behind {first['router']}"
-    parts: list[RenderableType] = [_table(f"{title}; times in seconds", runs, COLUMNS)]
-    classes = [name for name in first["by_class"] if name != "all"]
+    # Titles stand above their tables, which would break them at their own width.
+    parts: list[RenderableType] = [Text(f"{title}; times in seconds"), _table(runs, COLUMNS)]
+    classes = dict.fromkeys(name for run in runs for name in run["by_class"] if name != "all")
     if len(classes) > 1:
         kept = {name: partial(_kept, name) for name in classes}
-        parts.append(_table("Kept promises by class", runs, kept))
+        parts += [Text("Kept promises by class"), _table(runs, kept)]
     seeds = len({run["seed"] for run in runs})
     if seeds > 1:
         parts.append(Text(f"Means over {seeds} seeds; ± is half the span between them."))
     return Group(*parts)
 
 
-def _table(title: str, runs: Sequence[Result], columns: Mapping[str, Read]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _table(runs: Sequence[Result], columns: Mapping[str, Read]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("policy", no_wrap=True)
     table.add_column("rate", justify="right", no_wrap=True)
     for name in columns:
@@ -80,7 +81,7 @@ def _kept(name: str, run: Result) -> float | None:
 
 def _shown(values: Sequence[float | None], *, is_share: bool) -> str:
     known = [value for value in values if value is not None]
-    if len(known) < len(values):
+    if not known or (len(known) < len(values) and not is_share):
         return "-" if is_share else "∞"
     scale = 100 if is_share else 1
     digits = 1 if is_share else 3 if max(known) < 1 else 2 if max(known) < 10 else 0
