@@ -16,6 +16,7 @@ from giusto.workload import mix, records
 from giusto.workload.answers import Answers
 from giusto.workload.arrivals import Process
 from giusto.workload.records import Entry
+from giusto.workload.samples import SAMPLES
 from simulated import LATENCY, PROFILE, call, entry
 from simulated import load as made_up
 
@@ -162,3 +163,13 @@ def test_promises_fill_gaps_only(tmp_path: Path) -> None:
     promised = {one.id: one.promise for one in entries(Load(str(path)), slos)}
     assert promised == {"own": Deadline(9.0), "open": Streaming(1.0, 0.1), "p.a": Program(5.0)}
     assert entries(Load(str(path)))[1].promise == BestEffort()
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_samples_of_traces_ship_with_the_package(name: str) -> None:
+    """Each can be simulated by its name alone, at its own pace or another."""
+    made = loading.entries(Load(name, count=20), PROFILE, {})
+    assert len(made) == 20
+    assert all(entry.prompt_tokens and entry.output_tokens for entry in made)
+    quick = loading.entries(Load(name, rate=100.0, count=20), PROFILE, {})
+    assert max(entry.arrival for entry in quick) < 2.0

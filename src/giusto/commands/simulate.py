@@ -22,8 +22,9 @@ DEFAULT_PROFILE = "smollm2-135m-cpu"
 Workload = Annotated[
     str,
     typer.Option(
-        help="`mixed`, chat, interactive-batch, tenants, slo-mix, agents; a JSON Lines file; or "
-        "reader:path[#part], such as azure:conv.csv.gz or adaserve:mix.csv.gz#fig8-9_rps3.2_ol256."
+        help="`mixed`, chat, interactive-batch, tenants, slo-mix, agents; samples of traces: "
+        "azure-code, azure-conversation, mooncake, sharegpt; a JSON Lines file; or "
+        "reader:path[#part], such as adaserve:mix.csv.gz#fig8-9_rps3.2_ol256."
     ),
 ]
 Policy = Annotated[
@@ -198,7 +199,7 @@ def grid(given: dict[str, Any]) -> list[SimRun]:
     """All runs that the flags ask for: policy by rate by seed. Raises ConfigError."""
     from giusto.policies import module_named
     from giusto.profiles.profile import load as load_profile
-    from giusto.sim.load import Load, check, names
+    from giusto.sim.load import Load, check, generated
     from giusto.sim.run import SimRun
     from giusto.sim.settings import SimSettings
     from giusto.workload.arrivals import Process
@@ -206,7 +207,7 @@ def grid(given: dict[str, Any]) -> list[SimRun]:
     machine = load_profile(given["profile"])
     check(given["workload"])
     rates = rates_of(given["request_rate"])
-    if rates == [None] and given["workload"] in names():
+    if rates == [None] and given["workload"] in generated():
         rates = [1.0]
     classes = _classes(given["config"])
     process = Process(given["arrivals"], given["burstiness"])

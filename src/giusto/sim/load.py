@@ -17,6 +17,7 @@ from giusto.workload.answers import Answers
 from giusto.workload.arrivals import Process
 from giusto.workload.records import Entry, promised
 from giusto.workload.rescale import repeated, rescaled, taken
+from giusto.workload.samples import SAMPLES, spec
 
 #: Tokens of the prompt and context that stand for an idle machine's pace.
 TYPICAL = 256
@@ -41,7 +42,12 @@ class Load:
 
 
 def names() -> tuple[str, ...]:
-    """The built-in workloads."""
+    """The built-in workloads, samples of traces among them."""
+    return (mixed.NAME, *mix.MIXES, *SAMPLES)
+
+
+def generated() -> tuple[str, ...]:
+    """Those of them that are drawn anew at any rate."""
     return (mixed.NAME, *mix.MIXES)
 
 
@@ -106,7 +112,8 @@ def _trace(load: Load, profile: Profile) -> list[Entry]:
         # With a time limit too the first `count` may not do: those that come early are wanted.
         limit = load.count if load.duration is None else None
         options = readers.Options(seed=load.seed, slo_unit=profile.slo_unit, limit=limit)
-        trace = readers.read(load.workload, options)
+        is_sample = load.workload in SAMPLES
+        trace = readers.read(spec(load.workload) if is_sample else load.workload, options)
     if load.rate is None and trace.is_timed:
         return trace.entries
     lengths = trace.entries
