@@ -1,13 +1,15 @@
 """Write the two profiles that come from AdaServe's published tables.
 
-    python benchmarks/profiles/adaserve_tables.py [--llama-decode-ms 30] [--qwen-decode-ms 28]
+    python benchmarks/profiles/adaserve_tables.py
 
 Sources: the verify latencies, the SLO unit and the limits are flags in the scripts of
 zikun-li/AdaServe-Artifact-Evaluation (exps/fig8, exps/fig9, exps/test.sh); the draft model's step
 (5 and 4 ms) and the GPUs (4 and 2 A100 of 80 GB) are in the paper, arXiv 2501.12162, section 6.1.
 
-Published latencies start at 128 tokens. What a step of one token takes, the low end of the table,
-is not published: until it is fitted to a trace, `--…-decode-ms` is the scripts' SLO unit.
+Published latencies start at 128 tokens. What a step of one token takes is not published: it is
+fitted to the paper's baselines at 3.0 requests/s (`benchmarks/paper/adaserve_baselines.py --fit`).
+From there to 128 the step is hypot(memory, compute x tokens), as in a roofline: few tokens read the
+weights, whatever their number, so that a straight line would charge small batches too much.
 KV memory is what vLLM would find: 90 % of the GPUs less the weights. The limits are those of the
 paper's baselines: 2,048 tokens and 512 sequences. Not published either, and assumed: the noise, and
 25 GB/s between each GPU and host memory. Contexts are priced by the table alone.
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from math import hypot, sqrt
 from pathlib import Path
 
 from giusto.core.latency import TableLatency, terms
@@ -30,7 +33,10 @@ FOLDER = Path(__file__).parents[2] / "src" / "giusto" / "profiles" / "data"
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One of the paper's two set-ups; times in milliseconds, `verify_ms` by tokens."""
+    """One of the paper's two set-ups; times in milliseconds, `verify_ms` by tokens.
+
+    decode_ms is fitted, the rest published.
+    """
 
     name: str
     model: Architecture
@@ -38,6 +44,7 @@ class Published:
     verify_ms: dict[int, float]
     draft_ms: float
     unit_ms: float
+    decode_ms: float
 
 
 LLAMA = Published(
@@ -47,6 +54,7 @@ LLAMA = Published(
     verify_ms={128: 55, 256: 85, 384: 105, 512: 125, 640: 145, 768: 165, 896: 185, 1024: 205},
     draft_ms=5,
     unit_ms=30,
+    decode_ms=34,
 )
 QWEN = Published(
     name="qwen2.5-32b-2xa100",
@@ -55,23 +63,25 @@ QWEN = Published(
     verify_ms={128: 48, 256: 66, 384: 84, 512: 104, 640: 124, 768: 144, 896: 164, 1024: 188},
     draft_ms=4,
     unit_ms=28,
+    decode_ms=28,
 )
+PUBLISHED = {published.name: published for published in (LLAMA, QWEN)}
+#: Tokens below the first published latency at which the table gets a point.
+LOW_END = (1, 16, 32, 48, 64, 96)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--llama-decode-ms", type=float, default=LLAMA.unit_ms)
-    parser.add_argument("--qwen-decode-ms", type=float, default=QWEN.unit_ms)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write")
     given = parser.parse_args()
-    for published, decode_ms in ((LLAMA, given.llama_decode_ms), (QWEN, given.qwen_decode_ms)):
+    for published in PUBLISHED.values():
         path = given.folder / f"{published.name}.json"
-        profile(published, decode_ms).write(path)
+        profile(published, published.decode_ms).write(path)
         print(path)
 
 
 def profile(published: Published, decode_ms: float) -> Profile:
-    """The published figures as a profile."""
+    """The published figures as a profile, with a step of one token that takes `decode_ms`."""
     hardware = Hardware(
         f"{published.gpus} x NVIDIA A100 80 GB, tensor parallel",
         flops=312e12,
@@ -81,16 +91,19 @@ def profile(published: Published, decode_ms: float) -> Profile:
         link=25e9,
     )
     assert hardware.link is not None
-    verify = ((tokens, ms / 1000) for tokens, ms in published.verify_ms.items())
+    table = {**low_end(decode_ms, published.verify_ms[128]), **published.verify_ms}
     return Profile(
         name=published.name,
         hardware=hardware.name,
         model=published.model.name,
         measured="AdaServe's artifact: verify latency by tokens, draft step, SLO unit, limits; a "
-        f"step of one token is set to {decode_ms:g} ms; KV memory by 90 % of the GPUs less the "
-        "weights; noise and swap link are assumed (benchmarks/profiles/adaserve_tables.py)",
+        f"step of one token, {decode_ms:g} ms, is fitted to the paper's baselines at 3.0 requests "
+        "per second, and up to 128 tokens the table is a roofline's; KV memory by 90 % of the "
+        "GPUs less the weights; noise and swap link are assumed "
+        "(benchmarks/profiles/adaserve_tables.py)",
         latency=TableLatency(
-            ((1, decode_ms / 1000), *verify), terms(draft_steps=published.draft_ms / 1000)
+            tuple((tokens, round(ms / 1000, 6)) for tokens, ms in table.items()),
+            terms(draft_steps=published.draft_ms / 1000),
         ),
         block_size=BLOCK_SIZE,
         num_blocks=num_blocks(published.model, hardware, BLOCK_SIZE),
@@ -101,6 +114,13 @@ def profile(published: Published, decode_ms: float) -> Profile:
         slo_unit=published.unit_ms / 1000,
         noise=NOISE,
     )
+
+
+def low_end(decode_ms: float, first_ms: float) -> dict[int, float]:
+    """Milliseconds by tokens, from one token to below 128, where a step takes `first_ms`."""
+    compute = sqrt((first_ms**2 - decode_ms**2) / (128**2 - 1))
+    memory = sqrt(decode_ms**2 - compute**2)
+    return {tokens: round(hypot(memory, compute * tokens), 3) for tokens in LOW_END}
 
 
 if __name__ == "__main__":
