@@ -14,7 +14,7 @@ from giusto.core.slo import SLO, Deadline, Program, Streaming
 from giusto.policies import REGISTRY
 from giusto.sim.cluster import Outcome
 from giusto.workload.records import Entry, Piece
-from simulated import PROFILE, call, cluster, entry, replicas
+from simulated import PROFILE, call, cluster, entry
 
 BLOCKS = 24
 FITS = BLOCKS * PROFILE.block_size
@@ -85,7 +85,7 @@ def simulated(entries: list[Entry], given: dict[str, Any]) -> Outcome:
     """Run with every plan checked; afterwards nothing is held or waited for."""
     made = cluster(entries, num_blocks=BLOCKS, check=True, **given)
     done = made.run(entries)
-    for replica in replicas(made):
+    for replica in made.replicas:
         replica.scheduler.check()
         assert not replica.scheduler.has_work
         assert replica.free_blocks == BLOCKS

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from giusto import build, routing
+from giusto.core.errors import PlanError
 from giusto.core.events import Event, Finished
 from giusto.core.latency import BatchShape
 from giusto.core.plan import Plan, View
@@ -27,7 +28,7 @@ from giusto.sim.run import SimRun, simulate
 from giusto.sim.truth import Truth
 from giusto.workload import records
 from giusto.workload.records import Entry, Piece
-from simulated import LATENCY, PROFILE, call, cluster, entry, load, replicas, run, settings
+from simulated import LATENCY, PROFILE, call, cluster, entry, load, run, settings
 
 HONEST = [name for name, module in REGISTRY.items() if not getattr(module, "IS_ORACLE", False)]
 
@@ -69,8 +70,8 @@ def test_every_router_serves_everyone(router: str) -> None:
     done = made.run(entries)
     assert len(done.records) == len(entries)
     assert all(record.is_answered for record in done.records)
-    assert all(replica.num_steps > 20 for replica in replicas(made))
-    assert done.num_steps == sum(replica.num_steps for replica in replicas(made))
+    assert all(replica.num_steps > 20 for replica in made.replicas)
+    assert done.num_steps == sum(replica.num_steps for replica in made.replicas)
 
 
 def test_records_can_be_streamed() -> None:
@@ -167,7 +168,7 @@ def test_the_policy_starts_wrong_and_learns(speed: float) -> None:
     starts = set()
     for seed in range(6):
         made = cluster(entries, seed=seed, replicas=2, noise=0.0, speed=speed)
-        models = [replica._latency for replica in replicas(made)]
+        models = [replica._latency for replica in made.replicas]
         errors = [model.step_time(shape) / truth - 1 for model in models]
         assert all(abs(error) <= 0.1 + 1e-9 for error in errors)
         starts |= {round(error, 9) for error in errors}
@@ -182,7 +183,7 @@ def test_the_policy_starts_wrong_and_learns(speed: float) -> None:
 def test_the_executor_is_not_the_policys_model() -> None:
     """What the policy learns changes nothing in the true world, and no model is shared."""
     made = cluster([entry("a")], replicas=2)
-    models = [model for one in replicas(made) for model in (one._latency, one._executor._latency)]
+    models = [model for one in made.replicas for model in (one._latency, one._executor._latency)]
     assert len({id(model) for model in (*models, PROFILE.latency)}) == 5
 
 
@@ -249,7 +250,7 @@ def test_a_program_is_one_program_on_several_replicas() -> None:
     ]
     made = cluster(calls, replicas=3)
     done = made.run(calls)
-    assert sum(replica.num_steps > 0 for replica in replicas(made)) == 3
+    assert sum(replica.num_steps > 0 for replica in made.replicas) == 3
     assert {record.program.opened for record in done.records if record.program} == {1.0}
     assert {record.origin for record in done.records} == {1.0}
     assert {record.slo for record in done.records} == {Program(9.0)}
@@ -298,7 +299,7 @@ def test_hidden_lengths_do_not_show_before_the_first_end(name: str, lookahead: i
 
 def plans_until_first_end(name: str, entries: list[Entry], lookahead: int) -> list[Plan]:
     made = cluster(entries, policy=name, lookahead=lookahead, num_blocks=80, seed=2)
-    (one,) = replicas(made)
+    (one,) = made.replicas
     spy = Spied(one.scheduler.policy)
     one.scheduler.policy = spy
     one.scheduler.subscribe(spy.observe)
@@ -344,7 +345,7 @@ def test_no_policy_can_reach_a_length(name: str) -> None:
         for one, length in zip(load(30, seed=14, rate=200.0), HIDDEN, strict=False)
     ]
     made = cluster(entries, policy=name, num_blocks=10_000)
-    (one,) = replicas(made)
+    (one,) = made.replicas
     walker = Walker(one.scheduler.policy, num_views=12)
     one.scheduler.policy = walker
     one.scheduler.subscribe(walker.observe)
@@ -356,7 +357,7 @@ def test_no_policy_can_reach_a_length(name: str) -> None:
 def test_the_walk_finds_an_oracles_truth() -> None:
     """The walk is no blind one: from the policy that is told the truth it gets there."""
     made = cluster([entry("a", output=HIDDEN[0])], policy="srpt-oracle")
-    (one,) = replicas(made)
+    (one,) = made.replicas
     found = list(reachable([one.scheduler.policy]))
     assert any(isinstance(thing, Truth) for thing in found)
     assert HIDDEN[0] in [thing for thing in found if isinstance(thing, int)]
@@ -393,6 +394,32 @@ def neighbours(thing: Any) -> Iterator[object]:
         for name in (slots,) if isinstance(slots, str) else slots:
             if hasattr(thing, name):
                 yield getattr(thing, name)
+
+
+IDLE = '''
+"""Serves nobody."""
+from dataclasses import dataclass
+from giusto.core.plan import Plan
+@dataclass(frozen=True)
+class Parameters:
+    pass
+class Idle:
+    def plan(self, view):
+        return Plan(view.step)
+    def observe(self, event):
+        pass
+def make(parameters, deps):
+    return Idle()
+'''
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_policy_that_serves_nobody_is_an_error(tmp_path: Path, check: bool) -> None:
+    """Requests that would wait for ever are no result, whether plans are checked or not."""
+    path = tmp_path / "idle.py"
+    path.write_text(IDLE)
+    with pytest.raises(PlanError, match="wake_at"):
+        run([entry("a"), entry("b")], policy=str(path), check=check)
 
 
 PEEKING = '''

@@ -10,13 +10,15 @@ import pytest
 
 from giusto.bench.client import Reply, new_record
 from giusto.bench.drive import Driver
+from giusto.core.errors import ConfigError
 from giusto.core.events import Finished, Rejected
 from giusto.core.request import FinishReason, Reason
-from giusto.core.slo import Streaming
+from giusto.core.slo import Program, Streaming
 from giusto.metrics.records import Record
+from giusto.sim.asks import Asks, Terms
 from giusto.sim.kernel import Kernel, Order
 from giusto.sim.users import Users
-from giusto.workload.records import Entry
+from giusto.workload.records import Entry, Piece
 from simulated import call, entry
 from virtual_time import VirtualLoop, run
 
@@ -186,3 +188,55 @@ def rounded(record: Record) -> Record:
         closed=closed,
         program=program,
     )
+
+
+# What a request looks like to the scheduler
+
+
+def test_the_cap_is_the_classes() -> None:
+    """The operator's, or the entry's where that is larger; never the hidden length."""
+    one = entry("a", max_tokens=64, output=7)
+    assert Asks().ask(one, 3.0).cap == 2048
+    assert Asks({"default": Terms(cap=32)}).ask(one, 3.0).cap == 64
+    assert Asks({"default": Terms(cap=512)}).ask(one, 3.0).cap == 512
+    asked = Asks().ask(one, 3.0)
+    assert (asked.arrival, asked.sampling.max_tokens) == (3.0, 64)
+    assert asked == Asks().ask(replace(one, output_tokens=50), 3.0)
+
+
+def test_the_operators_weight_and_priority_count() -> None:
+    """A class's weight multiplies the entry's own."""
+    asks = Asks({"batch": Terms(weight=0.5, priority=3)})
+    asked = asks.ask(entry("a", service_class="batch", weight=4.0, tenant="t"), 0.0)
+    assert (asked.weight, asked.priority, asked.tenant) == (2.0, 3, "t")
+    assert asks.ask(entry("b"), 0.0).priority == 0
+
+
+def test_a_call_is_judged_with_its_program_unless_it_has_its_own_slo() -> None:
+    """As on the server: `has_own_slo` says which."""
+    asks = Asks()
+    with_program = asks.ask(call("p", "a", deadline=5.0), 0.0)
+    own = asks.ask(call("p", "b", ("a",), deadline=5.0, slo=Streaming(1.0)), 0.0)
+    assert (with_program.slo, with_program.has_own_slo) == (Program(5.0), False)
+    assert (own.slo, own.has_own_slo) == (Streaming(1.0), True)
+    assert own.program is not None
+    assert (own.program.id, own.program.parents, own.program.deadline) == ("p", ("a",), 5.0)
+
+
+def test_tokens_are_places_in_texts() -> None:
+    """What two prompts share has equal tokens, what is their own has not."""
+    asks = Asks()
+    shared = (Piece("system", 0, 10),)
+    a, b = (asks.ask(entry(name, prompt=16, pieces=shared), 0.0).prompt_ids for name in "ab")
+    later = asks.ask(entry("c", prompt=16, pieces=(Piece("system", 4, 6),)), 0.0).prompt_ids
+    assert a[:10] == b[:10]
+    assert later[:6] == a[4:10]
+    assert not {*a[10:]} & {*b[10:], *later[6:]}
+    assert len(a) == len(b) == len(later) == 16
+    assert Asks(has_text=False).ask(entry("a"), 0.0).prompt_ids == ()
+
+
+def test_a_text_without_a_count_is_refused() -> None:
+    """The simulator has no tokenizer."""
+    with pytest.raises(ConfigError, match="entry a has a text but no prompt_tokens"):
+        Asks().ask(Entry("a", 0.0, prompt="Hello"), 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from giusto.core.errors import PlanError
 from giusto.core.events import Event
 from giusto.metrics.records import Record, Recorder
 from giusto.routing.base import Router, Visitor
@@ -45,7 +46,7 @@ class Cluster:
         self._recorder = Recorder(self._sink)
 
     def run(self, entries: Sequence[Entry]) -> Outcome:
-        """Let all arrive and end."""
+        """Let all arrive and end. Raises PlanError when a policy leaves requests for ever."""
         users = Users(self._kernel, entries, self._send, lambda record: self._sink((record,)))
 
         def observe(event: Event) -> None:
@@ -55,6 +56,11 @@ class Cluster:
         for replica in self.replicas:
             replica.scheduler.subscribe(observe)
         self._kernel.run()
+        if left := sum(len(replica.scheduler.requests) for replica in self.replicas):
+            raise PlanError(
+                f"the policy left {left} requests for ever: a plan that grants nothing while "
+                "requests wait must have wake_at"
+            )
         self._outcome.num_steps = sum(replica.num_steps for replica in self.replicas)
         self._outcome.ended = self._kernel.now
         return self._outcome
