@@ -11,6 +11,7 @@ from giusto.core.latency import LinearLatency, terms
 from giusto.core.slo import SLO, BestEffort, Deadline, Streaming
 from giusto.profiles.profile import Profile
 from giusto.sim.cluster import Cluster, Outcome
+from giusto.sim.replica import Replica
 from giusto.sim.settings import SimSettings
 from giusto.workload.records import Entry, Piece, Step
 
@@ -81,6 +82,10 @@ def settings(**more: Any) -> SimSettings:
 
 def cluster(entries: Sequence[Entry], **more: Any) -> Cluster:
     return build.cluster(settings(**more), entries)
+
+
+def replicas(made: Cluster) -> Sequence[Replica]:
+    return made.replicas
 
 
 def run(entries: Sequence[Entry], **more: Any) -> Outcome:
