@@ -151,6 +151,21 @@ def test_a_step_planned_ahead_adds_no_time() -> None:
     assert first.token_times == pytest.approx(second.token_times)
 
 
+def test_the_gap_between_steps_adds_up() -> None:
+    """Planning and booking take their time before each step; planned ahead they take none."""
+    one = [entry("a", 0.0, prompt=40, output=5)]
+    times = {
+        (gap, ahead): run(
+            one, profile=replace(PROFILE, gap=gap), noise=0.0, lookahead=ahead
+        ).records[0]
+        for gap in (0.0, 0.002)
+        for ahead in (0, 1)
+    }
+    plain, slow = times[0.0, 0].token_times, times[0.002, 0].token_times
+    assert slow == pytest.approx([at + 0.002 * (k + 1) for k, at in enumerate(plain)])
+    assert times[0.002, 1].gaps == pytest.approx(times[0.0, 1].gaps)
+
+
 def test_noise_is_on_the_steps() -> None:
     """With noise the times differ from the profile's, by about as much as was asked for."""
     one = [entry("a", 0.0, prompt=40, output=60)]
