@@ -33,7 +33,7 @@ from giusto.core.scheduler import Scheduler
 from giusto.policies.base import Stateless
 from giusto.sim.link import Link
 from giusto.sim.settings import GIB
-from simulated import PROFILE, load, replicas, settings
+from simulated import PROFILE, load, settings
 from simulated import cluster as simulated
 from strategies import BLOCK, LiteralView, decoding, request
 
@@ -331,7 +331,7 @@ def steps_of(**more: object) -> tuple[list[ev.Stepped], list[PreemptHow]]:
         elif isinstance(event, ev.Preempted):
             hows.append(event.how)
 
-    replicas(made)[0].scheduler.subscribe(observe)
+    made.replicas[0].scheduler.subscribe(observe)
     made.run(entries)
     return steps, hows
 
@@ -358,7 +358,7 @@ def test_the_policys_model_learns_what_steps_compute() -> None:
     entries = load(40, rate=20.0)
     made = simulated(entries, profile=LINKED, swap_space=1.0, model_error=0.0)
     made.run(entries)
-    assert replicas(made)[0]._latency.correction == pytest.approx(1.0)
+    assert made.replicas[0]._latency.correction == pytest.approx(1.0)
 
 
 def test_without_swap_space_all_is_recomputed() -> None:
