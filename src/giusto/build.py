@@ -25,7 +25,7 @@ from giusto.core.programs import ProgramTable
 from giusto.core.queue import QueueLimits
 from giusto.core.scheduler import Scheduler
 from giusto.engine.settings import EngineSettings
-from giusto.policies import make
+from giusto.policies import make, module_named
 from giusto.policies.base import Dependencies
 from giusto.predict.histogram import Histogram
 
@@ -190,7 +190,8 @@ def _replica(
     lengths = Histogram()
     host_blocks = settings.host_blocks
     caps = Caps(swap=host_blocks > 0, lookahead=settings.lookahead, host_blocks=host_blocks)
-    deps = Dependencies(latency=believed, lengths=lengths, truth=truth, caps=caps)
+    is_oracle = getattr(module_named(settings.policy), "IS_ORACLE", False)
+    deps = Dependencies(believed, lengths, truth if is_oracle else None, caps)
     made = Scheduler(
         make(settings.policy, deps, settings.policy_options),
         BlockPool(

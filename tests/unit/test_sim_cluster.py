@@ -450,9 +450,6 @@ def make(parameters, deps):
 '''
 
 
-@pytest.mark.xfail(
-    strict=True, reason="build hands the truth to every policy", raises=AssertionError
-)
 def test_only_who_says_it_is_an_oracle_is_told_the_truth(tmp_path: Path) -> None:
     """A policy of one's own that does not say `IS_ORACLE` is built without the lengths."""
     path = tmp_path / "peeking.py"

@@ -115,6 +115,7 @@ class Search:
             "speed": 1.0,
             "lookahead": 0,
             "swap_space": None,
+            "records": None,
             "check": False,
         }
         self.shares = shares

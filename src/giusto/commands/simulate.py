@@ -5,6 +5,7 @@ Only typer is imported here; the rest comes when a command runs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,6 +93,10 @@ SwapSpace = Annotated[
 ]
 Check = Annotated[bool, typer.Option("--check", help="Verify every plan; slower.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes. [one per core]")]
+Records = Annotated[
+    Path | None,
+    typer.Option(help="Folder for every request's record, one file per run, as they end."),
+]
 Json = Annotated[
     Path | None, typer.Option("--json", help="Write the result file here, after each run.")
 ]
@@ -120,6 +125,7 @@ def simulate(
     swap_space: SwapSpace = None,
     check: Check = False,
     jobs: Jobs = None,
+    records: Records = None,
     json: Json = None,
 ) -> None:
     """Simulate policies on a workload in virtual time, and print who keeps which promises.
@@ -157,6 +163,7 @@ def sweep(
     swap_space: SwapSpace = None,
     check: Check = False,
     jobs: Jobs = None,
+    records: Records = None,
 ) -> None:
     """Simulate policies over many rates; a sweep that was cut short goes on where it stopped.
 
@@ -242,8 +249,17 @@ def grid(given: dict[str, Any]) -> list[SimRun]:
                     process,
                     _answers(given["answers"]),
                 )
-                runs.append(SimRun(settings, load, label, given["slo_scale"]))
+                path = _record_path(given["records"], label, rate, seed)
+                runs.append(SimRun(settings, load, label, given["slo_scale"], path))
     return runs
+
+
+def _record_path(folder: Path | None, label: str, rate: float | None, seed: int) -> Path | None:
+    if folder is None:
+        return None
+    policy = re.sub(r"[^\w.-]+", "_", Path(label).stem if label.endswith(".py") else label)
+    pace = "own" if rate is None else f"{rate:g}"
+    return folder / f"{policy}-rate{pace}-seed{seed}.jsonl.gz"
 
 
 def policy_of(label: str) -> tuple[str, dict[str, str]]:

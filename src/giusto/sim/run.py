@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from giusto.core.slo import SLO
+from giusto.core.slo import SLO, Delivery
 from giusto.metrics.distributions import distributions, timeline
+from giusto.metrics.record_file import RecordFile
 from giusto.metrics.records import Record
 from giusto.metrics.summary import summarize
 from giusto.sim import load as loading
@@ -20,20 +22,23 @@ from giusto.workload.mixed import ClassTimes
 from giusto.workload.records import Entry
 
 #: Makes the replicas of a run; `build.cluster`.
-MakeCluster = Callable[[SimSettings, Sequence[Entry]], Cluster]
+Sink = Callable[[tuple[Record, ...]], None]
+MakeCluster = Callable[[SimSettings, Sequence[Entry], Sink], Cluster]
 
 
 @dataclass(frozen=True, slots=True)
 class SimRun:
     """One cell of a table. `slo_scale` is for `mixed`, whose promises are multiples of idle times.
 
-    `label` is the policy with its options, as the user wrote it.
+    `label` is the policy with its options, as the user wrote it; `records` is a file for the
+    records, written as requests end.
     """
 
     settings: SimSettings
     load: Load
     label: str
     slo_scale: float = 3.0
+    records: Path | None = None
 
     @property
     def about(self) -> dict[str, Any]:
@@ -73,16 +78,20 @@ class SimRun:
 def simulate(
     run: SimRun,
     make: MakeCluster,
-    keep: Callable[[Sequence[Record]], None] = lambda records: None,
 ) -> dict[str, Any]:
-    """Run it; returns what it was and its figures. `keep` is shown all records.
-
-    Raises ConfigError.
-    """
+    """Run it; returns what it was and its figures. Raises ConfigError."""
     entries = loading.entries(run.load, run.settings.profile, promises(run, make))
-    outcome = make(run.settings, entries).run(entries)
-    records = outcome.records
-    keep(records)
+    records: list[Record] = []
+    if run.records is None:
+        outcome = make(run.settings, entries, records.extend).run(entries)
+    else:
+        with RecordFile(run.records) as file:
+
+            def keep(ended: tuple[Record, ...]) -> None:
+                records.extend(ended)
+                file.write(ended)
+
+            outcome = make(run.settings, entries, keep).run(entries)
     lengths = {e.id: e.output_tokens for e in entries if e.output_tokens is not None}
     errors = Counter(r.error or r.refused for r in records if r.error or r.refused)
     return {
@@ -106,6 +115,12 @@ def promises(run: SimRun, make: MakeCluster) -> Mapping[str, SLO]:
     times: dict[str, ClassTimes] = {}
     for name, units in mixed.calibration().items():
         counted = [mixed.counted(unit) for unit in units]
-        ended = [make(quiet, unit).run(unit).records for unit in counted]
-        times[name] = ClassTimes.of([[record.delivery for record in done] for done in ended])
+        times[name] = ClassTimes.of([_alone(quiet, unit, make) for unit in counted])
     return mixed.promises(times, run.slo_scale)
+
+
+def _alone(settings: SimSettings, unit: Sequence[Entry], make: MakeCluster) -> list[Delivery]:
+    """What one arrival gets of a machine that does nothing else."""
+    records: list[Record] = []
+    make(settings, unit, records.extend).run(unit)
+    return [record.delivery for record in records]
