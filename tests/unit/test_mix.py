@@ -208,7 +208,7 @@ def test_any_process_may_drive_a_mix() -> None:
     [
         (lambda: build("chats", 1.0), "no workload 'chats'; there are chat, interactive-batch"),
         (lambda: build("chat", math.inf), "needs a finite rate"),
-        (lambda: build("chat", 1.0, 0, math.inf), "needs a finite rate and a finite duration"),
+        (lambda: build("chat", 1.0, 0, math.inf), "needs a finite rate and duration, or a count"),
         (lambda: build("chat", 0.0), "must be above 0 per second"),
     ],
 )

@@ -142,3 +142,12 @@ def test_samples_share_a_length() -> None:
     assert truth.output_tokens("b#1") == 7
     with pytest.raises(KeyError):
         truth.output_tokens("c")
+
+
+def test_an_answer_that_fills_its_cap_does_not_stop_by_itself() -> None:
+    """It is the scheduler that cuts it, as on the engine: the client reads `length`."""
+    runner = executor(a=64, b=63)
+    for name, last in (("a", None), ("b", FinishReason.STOP)):
+        one = request(name, 4)
+        made = [step(runner, (one, 4))] + [step(runner, (one, 1)) for _ in range(62)]
+        assert made[-1].yields[name].finish is last

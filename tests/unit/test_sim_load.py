@@ -173,3 +173,12 @@ def test_samples_of_traces_ship_with_the_package(name: str) -> None:
     assert all(entry.prompt_tokens and entry.output_tokens for entry in made)
     quick = loading.entries(Load(name, rate=100.0, count=20), PROFILE, {})
     assert max(entry.arrival for entry in quick) < 2.0
+
+
+@pytest.mark.parametrize("name", ["chat", "agents"])
+def test_a_count_lifts_the_time_limit(name: str) -> None:
+    """More arrivals than fit the default duration are generated when they are asked for."""
+    made = loading.entries(Load(name, rate=1.0, count=500), PROFILE, {})
+    assert max(entry.arrival for entry in made) > mix.DURATION
+    programs = {entry.step.program if entry.step else entry.id for entry in made}
+    assert len(programs) == 500

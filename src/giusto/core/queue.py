@@ -60,7 +60,8 @@ class WaitingQueue:
         return None
 
     def _count(self, request: Request, sign: int) -> None:
-        self.num_prefill_tokens += sign * request.num_tokens
+        # What lies in host memory is computed already.
+        self.num_prefill_tokens += sign * (request.num_tokens - request.num_computed_tokens)
         if not request.num_preemptions:
             self._num_new += sign
             self._num_new_tokens += sign * request.num_tokens

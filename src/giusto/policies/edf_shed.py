@@ -70,7 +70,8 @@ class EdfShed:
             return math.inf
         step_time = self.latency.step_time
         end, chunk = request.num_tokens, view.limits.max_num_batched_tokens
-        for start in range(view.cost(request.id, 1).cached_tokens, end, chunk):
+        kept = request.num_computed_tokens + view.cost(request.id, 1).cached_tokens
+        for start in range(kept, end, chunk):
             tokens = min(chunk, end - start)
             when -= step_time(BatchShape(prefill_tokens=tokens, prefill_kv=tokens * start))
         if isinstance(request.slo, Streaming):

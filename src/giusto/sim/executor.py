@@ -7,6 +7,7 @@ lengths come from a private table.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
@@ -90,7 +91,10 @@ class SimExecutor:
             return NOTHING
         length = self._lengths.get(request.id)
         if length is None:
-            length = self._lengths[request.id] = self._truth.output_tokens(request.id)
+            length = self._truth.output_tokens(request.id)
+            if length >= request.sampling.max_tokens:
+                length = sys.maxsize  # the scheduler ends it there, as one that was cut
+            self._lengths[request.id] = length
         self._drawn[request.id] = drawn + 1
         is_last = drawn + 1 >= length
         if not request.token_ids:

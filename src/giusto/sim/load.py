@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -69,13 +70,14 @@ def check(workload: str) -> None:
 def entries(load: Load, profile: Profile, slos: Mapping[str, SLO]) -> list[Entry]:
     """The entries of a run; `slos` are the promises of classes that bring none."""
     check(load.workload)
+    rate = 1.0 if load.rate is None else load.rate
     if load.workload == mixed.NAME:
         made = mixed.counted(
             mixed.entries(
                 mixed.Load(
-                    rate=1.0 if load.rate is None else load.rate,
+                    rate=rate,
                     seed=load.seed,
-                    duration=mixed.DURATION if load.duration is None else load.duration,
+                    duration=_duration(load),
                     count=load.count,
                 )
             )
@@ -83,9 +85,10 @@ def entries(load: Load, profile: Profile, slos: Mapping[str, SLO]) -> list[Entry
     elif load.workload in mix.MIXES:
         made = mix.build(
             load.workload,
-            1.0 if load.rate is None else load.rate,
+            rate,
             load.seed,
-            mixed.DURATION if load.duration is None else load.duration,
+            _duration(load),
+            count=load.count,
             unit=unit_of(profile),
             process=load.process,
         )
@@ -95,6 +98,12 @@ def entries(load: Load, profile: Profile, slos: Mapping[str, SLO]) -> list[Entry
     if not made:
         raise ConfigError(f"nothing of workload {load.workload} arrives in the time given")
     return load.answers.fill(promised(made, slos), load.answers_seed)
+
+
+def _duration(load: Load) -> float:
+    if load.duration is not None:
+        return load.duration
+    return mixed.DURATION if load.count is None else math.inf
 
 
 def unit_of(profile: Profile) -> mix.Unit:

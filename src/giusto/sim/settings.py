@@ -54,8 +54,8 @@ class SimSettings:
             raise ConfigError(f"lookahead must be 0 or 1, got {self.lookahead}")
         if not 0 <= self.model_error < 1:
             raise ConfigError(f"model_error must lie in [0, 1), got {self.model_error}")
-        if not self.speed > 0:
-            raise ConfigError(f"speed must be above 0, got {self.speed}")
+        if not 0 < self.speed < math.inf:
+            raise ConfigError(f"speed must be above 0 and finite, got {self.speed}")
         if not 0 <= self.overlap <= 1:
             raise ConfigError(f"overlap must lie in [0, 1], got {self.overlap}")
         if self.swap_space is not None:

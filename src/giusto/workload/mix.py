@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import islice, takewhile
 
 from giusto.core.errors import ConfigError
 from giusto.core.slo import SLO, Deadline, Streaming
@@ -139,21 +139,22 @@ def build(
     seed: int = 0,
     duration: float = DURATION,
     *,
+    count: int | None = None,
     unit: Unit = UNIT,
     process: Process = POISSON,
 ) -> list[Entry]:
-    """Generate a built-in mix: `rate` arrivals per second for `duration` seconds.
+    """Generate a built-in mix: `rate` arrivals per second for `duration` seconds, `count` at most.
 
     Promises are multiples of `unit`. Raises ConfigError when there is no mix of that name, or the
     load has no end.
     """
     if name not in MIXES:
         raise ConfigError(f"no workload {name!r}; there are {', '.join(MIXES)}")
-    if math.isinf(rate) or not math.isfinite(duration):
-        raise ConfigError(f"workload {name!r} needs a finite rate and a finite duration")
+    if count is None and (math.isinf(rate) or math.isinf(duration)):
+        raise ConfigError(f"workload {name!r} needs a finite rate and duration, or a count")
     times = process.times(rate, random.Random(f"{seed} arrivals"))
     until = takewhile(lambda now: now <= duration, times)
-    return generate(MIXES[name](unit), until, random.Random(f"{seed} contents"))
+    return generate(MIXES[name](unit), islice(until, count), random.Random(f"{seed} contents"))
 
 
 #: ShareGPT: prompts of 112 tokens in the median and 856 at p95, answers of 147 and 764; the
