@@ -248,8 +248,8 @@ def test_who_was_refused_waits_no_longer() -> None:
 
 
 def test_service_counts_by_weight() -> None:
-    """The request states it, or an option by the tenant's name, whatever the case."""
-    house = House(weights="Gold=4, silver=0.5")
+    """The request states it, or an option by the tenant's name."""
+    house = House(weights="GOLD=4, Silver=0.5")
     house.serve(a=8, GOLD=8, Silver=8)
     served = [house.policy.served(tenant) for tenant in ("a", "GOLD", "Silver")]
     assert served == [10.0, 2.5, 20.0]
@@ -270,9 +270,9 @@ def test_who_is_worth_nothing_still_has_a_share() -> None:
 
 
 def test_weights_are_read_from_text() -> None:
-    """Names may hold an equals sign; nothing is no weights."""
+    """Names may hold an equals sign; nothing is no weights; a semicolon is as good as a comma."""
     assert parse_weights("") == {}
-    assert parse_weights("a=b=2,Gold = 3 ") == {"a=b": 2.0, "gold": 3.0}
+    assert parse_weights("a=b=2;Gold = 3 ") == {"a=b": 2.0, "Gold": 3.0}
 
 
 @pytest.mark.parametrize("text", ["gold", "gold=", "=3", "gold=0", "gold=-1", "gold=inf", "a=1,b"])

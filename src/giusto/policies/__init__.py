@@ -109,10 +109,10 @@ def _nearest(word: str, known: Mapping[str, object]) -> str:
 
 def _as_type(policy: str, option: str, value: object, default: Any) -> object:
     """Read text as the type that the parameter's default has."""
-    text = str(value).strip().lower()
+    text = str(value).strip()
     try:
         if isinstance(default, bool):
-            return {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}[text]
+            return {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}[text.lower()]
         return type(default)(text)
     except (KeyError, ValueError) as error:
         expected = type(default).__name__

@@ -52,9 +52,9 @@ class Parameters:
 
 
 def parse_weights(text: str) -> dict[str, float]:
-    """Read "gold=4,silver=2" with names in lower case; ValueError unless weights are above 0."""
+    """Read "gold=4,silver=2", or with semicolons; ValueError unless weights are above 0."""
     weights = {}
-    for part in filter(None, text.split(",")):
+    for part in filter(None, text.replace(";", ",").split(",")):
         name, _, number = part.rpartition("=")
         try:
             weight = float(number)
@@ -62,7 +62,7 @@ def parse_weights(text: str) -> dict[str, float]:
             weight = math.nan
         if not name.strip() or not 0 < weight < math.inf:
             raise ValueError(f"weights must look like gold=4,silver=2, got {part!r}")
-        weights[name.strip().casefold()] = weight
+        weights[name.strip()] = weight
     return weights
 
 
@@ -110,7 +110,7 @@ class Vtc:
     def observe(self, event: object) -> None:
         match event:
             case Arrived(request):
-                weight = self._weights.get(request.tenant.casefold(), request.weight)
+                weight = self._weights.get(request.tenant, request.weight)
                 bill = self._bills[request.id] = _Bill(request, 1 / max(weight, LEAST_WEIGHT))
                 self._join(bill)
             case Admitted(request_id, _, num_cached) | Resumed(request_id, _, num_cached):
