@@ -36,7 +36,7 @@ class LiteralView:
     pin: Pin | None = None
     now: float = 10.0
     step: int = 7
-    caps: Caps = Caps(token_trees=True)
+    caps: Caps = field(default_factory=lambda: Caps(token_trees=True))
     hits: dict[str, Hit] = field(default_factory=dict)
     shared: dict[str, int] = field(default_factory=dict)
     swapped: Sequence[Request] = ()

@@ -133,7 +133,7 @@ def generate(mix: Mix, times: Iterable[float], rng: random.Random) -> list[Entry
     return entries
 
 
-def build(
+def build(  # noqa: PLR0913  three of them by keyword only
     name: str,
     rate: float,
     seed: int = 0,
