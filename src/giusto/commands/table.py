@@ -86,7 +86,7 @@ def _shown(values: Sequence[float | None], *, is_share: bool) -> str:
     scale = 100 if is_share else 1
     digits = 1 if is_share else 3 if max(known) < 1 else 2 if max(known) < 10 else 0
     text = f"{scale * mean(known):,.{digits}f}"
-    if len(known) > 1:
+    if is_share and len(known) > 1:
         text += f" ±{scale * (max(known) - min(known)) / 2:.{digits}f}"
     return text + ("%" if is_share else "")
 

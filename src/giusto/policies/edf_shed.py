@@ -5,7 +5,8 @@ late for it; its client may try again elsewhere. One that has sent a token ends,
 promise. Best effort is never refused.
 
 Source: ours; the order is that of `edf` (Liu and Layland 1973), the test whether what a request
-needs at least, by the latency model and the length bound, still fits before it is due.
+needs at least, its prompt by the latency model, still fits before it is due. How long an answer
+will be is not guessed: a guess that refused a whole class would never be corrected.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from giusto.core.latency import BatchShape
 from giusto.core.pack import pack
 from giusto.core.plan import Plan, Refusal, View, Want
 from giusto.core.request import Reason, RequestView
-from giusto.core.slo import Streaming, due, is_missed
+from giusto.core.slo import due, is_missed
 from giusto.policies.base import Dependencies, earliest_due, with_floor
 
 
@@ -34,7 +35,6 @@ class EdfShed:
 
     def __init__(self, deps: Dependencies) -> None:
         self.latency = deps.latency
-        self.lengths = deps.lengths
         self._latest: dict[str, float] = {}
 
     def observe(self, event: object) -> None:
@@ -55,7 +55,7 @@ class EdfShed:
         """Waiting requests without an answer that would be late even if served alone from now.
 
         Ten thousand may wait, so the latest start of each is kept. It is looked at again when it
-        has come: by then prefixes may be cached, lengths known better, or the machine faster.
+        has come: by then prefixes may be cached, or the machine faster.
         """
         now, latest, unknown = view.now, self._latest, -math.inf
         doubtful = [r for r in view.waiting if now > latest.get(r.id, unknown)]
@@ -74,11 +74,7 @@ class EdfShed:
         for start in range(kept, end, chunk):
             tokens = min(chunk, end - start)
             when -= step_time(BatchShape(prefill_tokens=tokens, prefill_kv=tokens * start))
-        if isinstance(request.slo, Streaming):
-            return when
-        more = self.lengths.remaining(request) - 1
-        decode = BatchShape(decode_seqs=1, kv_tokens=end + int(more / 2))
-        return when - more * step_time(decode)
+        return when
 
     def _refusals(
         self, lost: Sequence[RequestView], waiting: Sequence[RequestView], view: View
