@@ -50,7 +50,7 @@ from giusto.core.errors import GiustoError  # noqa: E402
 from giusto.profiles.profile import Profile, load  # noqa: E402
 from giusto.sim.cluster import Cluster  # noqa: E402
 from giusto.sim.load import Load  # noqa: E402
-from giusto.sim.run import SimRun, simulate  # noqa: E402
+from giusto.sim.run import SimRun, Sink, simulate  # noqa: E402
 from giusto.sim.settings import SimSettings  # noqa: E402
 from giusto.workload.records import Entry  # noqa: E402
 
@@ -213,8 +213,8 @@ def replay(run: Run, profile: Profile, seed: int) -> tuple[dict[str, Any], list[
     steps: list[Step] = []
     log = StepLog(steps.append)
 
-    def make(settings: SimSettings, entries: Sequence[Entry]) -> Cluster:
-        made = build.cluster(settings, entries)
+    def make(settings: SimSettings, entries: Sequence[Entry], sink: Sink) -> Cluster:
+        made = build.cluster(settings, entries, sink)
         for replica in made.replicas:
             replica.scheduler.subscribe(log.observe)
         return made

@@ -223,7 +223,7 @@ def test_a_shorter_span_of_its_own_counts() -> None:
 def test_best_effort_is_promised_the_floor_missed_promises_only_borrow_it() -> None:
     """A flood of missed requests that came before it does not keep it waiting."""
     flood = [request(f"u{i}", slo=Streaming(1.0)) for i in range(3)]
-    view = LiteralView([], [*flood, request("b", arrival=0.5), request("c")], now=31.0)
+    view = LiteralView([], [*flood, request("b", arrival=0.5), request("c", arrival=0.7)], now=31.0)
     assert floored(view)[0][0] == "b"
     view.waiting = flood
     assert floored(view)[0][0] == "u0"

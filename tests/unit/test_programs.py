@@ -194,7 +194,7 @@ def test_a_program_closes_on_its_clients_word() -> None:
     made.close_program("p", 2.0)
     assert not closings(made.take_events())
     made.abort("a", 3.0)
-    assert closings(made.take_events()) == [ProgramClosed("p", 3.0, 1.0, True)]
+    assert closings(made.take_events()) == [ProgramClosed("p", 3.0, 1.0, True, "app")]
     made.close_program("p", 4.0)
     made.close_program("ghost", 4.0)
     assert not made.take_events()

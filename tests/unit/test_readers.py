@@ -123,7 +123,7 @@ def test_the_cap_holds_the_whole_class_and_no_single_length(tmp_path: Path) -> N
         ("input_tokens,out\n1,2\n", r"line 1, column output_tokens: .* has input_tokens, out$"),
         ("input_tokens,output_tokens\n1,2\n\n3\n", r"a.csv line 4: has 1 cells, the header 2"),
         ("input_tokens,output_tokens\n1,x\n", r"line 2, column output_tokens: .* number, got 'x'"),
-        ("input_tokens,output_tokens\n1,nan\n", r"column output_tokens: expected a number"),
+        ("input_tokens,output_tokens\n1,nan\n", r"column output_tokens: expected a whole number"),
         ("input_tokens,output_tokens\n1,\n", r"line 2, column output_tokens: is missing"),
         ("input_tokens,output_tokens\n1.5,2\n", r"column input_tokens: expected a whole number"),
         ("input_tokens,output_tokens\n-1,2\n", r"column input_tokens: must be at least 0"),

@@ -338,6 +338,26 @@ def test_best_effort_calls_hold_up_no_program() -> None:
     assert closed[1].program is None
 
 
+def test_what_a_lost_program_still_calls_counts_with_it() -> None:
+    """Its later calls are served as best effort; they neither keep promises nor hide its end."""
+    late = judged(
+        ProgramOpened("p", 0.0, 10.0),
+        called("a", "p", 0.0, 0.0, 10.0),
+        finished("a", 12.0),
+        arrived("b", 12.5, BestEffort(), program=ProgramRef("p", "b")),
+        finished("b", 20.0),
+    )
+    assert [(v.kind, v.is_attained, v.took) for v in late] == [("program", False, 20.0)]
+    failed = judged(
+        ProgramOpened("p", 0.0, 10.0),
+        called("a", "p", 0.0, 0.0, 10.0),
+        Rejected("a", 1.0, Reason.DRAINING),
+        arrived("b", 2.0, BestEffort(), program=ProgramRef("p", "b")),
+        finished("b", 3.0),
+    )
+    assert [(v.kind, v.is_attained) for v in failed] == [("program", False)]
+
+
 def test_a_program_without_a_deadline_only_groups() -> None:
     """Its calls are judged alone and there is no unit for the program."""
     only = judged(

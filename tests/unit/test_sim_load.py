@@ -119,7 +119,7 @@ def test_duration_and_count_cut(azure: str) -> None:
     assert len(entries(Load(azure, duration=4.0))) == 3
     assert len(entries(Load(azure, rate=2.0, duration=1.0))) == 3
     assert len(entries(Load(azure, count=2))) == 2
-    with pytest.raises(ConfigError, match="nothing of workload azure"):
+    with pytest.raises(ConfigError, match="duration must be above 0 and finite, got -1"):
         entries(Load(azure, duration=-1.0))
 
 

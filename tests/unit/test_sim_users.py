@@ -17,7 +17,7 @@ from giusto.core.slo import Program, Streaming
 from giusto.metrics.records import Record
 from giusto.sim.asks import Asks, Terms
 from giusto.sim.kernel import Kernel, Order
-from giusto.sim.users import Users
+from giusto.sim.users import Users, never_sent
 from giusto.workload.records import Entry, Piece
 from simulated import call, entry
 from virtual_time import VirtualLoop, run
@@ -34,7 +34,7 @@ class World:
         self.given_up: list[Record] = []
         self._seconds = seconds
         self._fails = fails
-        self._users = Users(self.kernel, entries, self._send, self.given_up.append)
+        self._users = Users(self.kernel, entries, self._send, self._give_up)
         self.kernel.run()
 
     def _send(self, entry: Entry) -> None:
@@ -42,6 +42,10 @@ class World:
         self.sent.append((entry.id, now))
         ends = now + self._seconds.get(entry.id, 1.0)
         self.kernel.at(ends, Order.END, lambda: self._end(entry.id))
+
+    def _give_up(self, entry: Entry, opened: float) -> None:
+        now = self.kernel.now
+        self.given_up.append(never_sent(Asks({}).ask(entry, now), entry, now, opened))
 
     def _end(self, name: str) -> None:
         now = self.kernel.now

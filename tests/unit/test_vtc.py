@@ -361,3 +361,21 @@ def test_a_prompt_does_not_stall_the_streams_of_others() -> None:
     view = LiteralView(list(house.requests.values()), limits=Limits(16, 8, 4))
     grants = [(g.request_id, g.num_tokens) for g in house.policy.plan(view).grants]
     assert grants == [("b0", 13), ("a0", 1), ("a1", 1), ("a2", 1)]
+
+
+def test_strangers_are_forgotten_without_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counters at or below the lift's level go; whoever returns is lifted to it anyway."""
+    monkeypatch.setattr("giusto.policies.vtc.REMEMBERED", 5)
+    house = House()
+    house.arrive("runs", "house", 8)
+    house.admit("runs")
+    house.step({"runs": 8})
+    house.arrive("waits", "house", 8)
+    for number in range(20):
+        house.serve(**{f"t{number}": 1})
+        house.step({"runs": 1})
+        house.step({"runs": 1})
+    assert len(house.policy._served) < 12
+    assert house.policy.served("house") == 8 + 2 + 20 * 4
+    house.arrive("again", "t0", 1)
+    assert house.policy.served("t0") == house.policy.served("house")

@@ -144,7 +144,7 @@ def plan(settings: Settings, times: calibration.Times | None) -> list[records.En
         load = mixed.Load(
             rate=1.0 if settings.rate is None else settings.rate,
             seed=settings.seed,
-            burstiness=settings.burstiness,
+            process=Process("gamma", settings.burstiness),
             duration=_duration(settings),
             count=settings.num_prompts,
         )
@@ -285,6 +285,8 @@ def _about(
         "workload": settings.workload,
         "request_rate": "inf" if rate is not None and math.isinf(rate) else rate,
         "burstiness": settings.burstiness,
+        "duration_asked": settings.duration,
+        "num_prompts_asked": settings.num_prompts,
         "seed": settings.seed,
         "slo_in": slo_in.value,
         "slo_scale": settings.slo_scale if times else None,

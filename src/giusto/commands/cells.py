@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import suppress
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,15 @@ def run_cells(
                 at = futures[future]
                 cells.put(at, future.result())
                 yield at, future.result()
-        except BaseException:
-            with suppress(Exception):
-                pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException as error:
+            # What is under way may end well: keep it, or it would have to be run again.
+            pool.shutdown(cancel_futures=True)
+            for future, at in futures.items():
+                if at in cells.missing and not future.cancelled() and not future.exception():
+                    cells.put(at, future.result())
+            if isinstance(error, BrokenProcessPool):
+                raise ConfigError(
+                    "a process that simulated was killed, most likely for lack of memory; "
+                    "try fewer --jobs"
+                ) from error
             raise

@@ -115,6 +115,7 @@ class Search:
             "speed": 1.0,
             "lookahead": 0,
             "swap_space": None,
+            "overlap": 0.0,
             "records": None,
             "check": False,
         }
@@ -144,7 +145,7 @@ class Search:
     def kept(self, size: int) -> dict[str, float | None]:
         """The least attainment over the seeds, by class."""
         runs = self.tried[size]
-        names = [name for name in runs[0]["by_class"] if name != "all"]
+        names = dict.fromkeys(name for run in runs for name in run["by_class"] if name != "all")
         worst: dict[str, float | None] = {}
         for name in names:
             values = [run["by_class"].get(name, {}).get("attainment") for run in runs]

@@ -81,7 +81,7 @@ PrefixCaching = Annotated[
 ]
 Config = Annotated[
     Path | None,
-    typer.Option(help="The operator's TOML file: caps, weights, priorities of classes."),
+    typer.Option(help="The operator's TOML file: promises, caps, weights, priorities of classes."),
 ]
 Speed = Annotated[
     float, typer.Option(help="Speed of the machine beside the one that was profiled.")
@@ -90,6 +90,10 @@ Lookahead = Annotated[int, typer.Option(min=0, max=1, help="Plans made while a s
 SwapSpace = Annotated[
     float | None,
     typer.Option(help="GiB of host memory for preempted requests. [none: they are recomputed]"),
+]
+Overlap = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Share of a step's computation that hides swapping."),
 ]
 Check = Annotated[bool, typer.Option("--check", help="Verify every plan; slower.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes. [one per core]")]
@@ -123,6 +127,7 @@ def simulate(
     speed: Speed = 1.0,
     lookahead: Lookahead = 0,
     swap_space: SwapSpace = None,
+    overlap: Overlap = 0.0,
     check: Check = False,
     jobs: Jobs = None,
     records: Records = None,
@@ -161,9 +166,9 @@ def sweep(
     speed: Speed = 1.0,
     lookahead: Lookahead = 0,
     swap_space: SwapSpace = None,
+    overlap: Overlap = 0.0,
     check: Check = False,
     jobs: Jobs = None,
-    records: Records = None,
 ) -> None:
     """Simulate policies over many rates; a sweep that was cut short goes on where it stopped.
 
@@ -171,7 +176,7 @@ def sweep(
 
         giusto sweep --policy fcfs,giusto --request-rate 0.4:2:9 --seed 1,2,3 --json sweep.json
     """
-    given = dict(locals())
+    given = dict(locals()) | {"records": None}
     with explained("sweep"):
         _run("sweep", given, is_resuming=True)
 
@@ -218,7 +223,7 @@ def grid(given: dict[str, Any]) -> list[SimRun]:
         rates = [1.0]
     classes = _classes(given["config"])
     process = Process(given["arrivals"], given["burstiness"])
-    runs = []
+    runs: list[SimRun] = []
     for label in _words(given["policy"], "--policy"):
         name, options = policy_of(label)
         module_named(name)
@@ -237,6 +242,7 @@ def grid(given: dict[str, Any]) -> list[SimRun]:
                     lookahead=given["lookahead"],
                     speed=given["speed"],
                     swap_space=given["swap_space"],
+                    overlap=given["overlap"],
                     classes=classes,
                     check=given["check"],
                 )
@@ -249,17 +255,19 @@ def grid(given: dict[str, Any]) -> list[SimRun]:
                     process,
                     _answers(given["answers"]),
                 )
-                path = _record_path(given["records"], label, rate, seed)
+                path = _record_path(given["records"], label, rate, seed, len(runs))
                 runs.append(SimRun(settings, load, label, given["slo_scale"], path))
     return runs
 
 
-def _record_path(folder: Path | None, label: str, rate: float | None, seed: int) -> Path | None:
+def _record_path(
+    folder: Path | None, label: str, rate: float | None, seed: int, number: int
+) -> Path | None:
     if folder is None:
         return None
     policy = re.sub(r"[^\w.-]+", "_", Path(label).stem if label.endswith(".py") else label)
     pace = "own" if rate is None else f"{rate:g}"
-    return folder / f"{policy}-rate{pace}-seed{seed}.jsonl.gz"
+    return folder / f"{number:03}-{policy}-rate{pace}-seed{seed}.jsonl.gz"
 
 
 def policy_of(label: str) -> tuple[str, dict[str, str]]:
@@ -328,12 +336,18 @@ def _classes(config: Path | None) -> dict[str, Any]:
     import os
 
     from giusto.config import load
+    from giusto.core.slo import BestEffort
     from giusto.sim.asks import Terms
 
     if config is None:
         return {}
     read = load(config, os.environ, tables=("engine", "policy"))
     return {
-        name: Terms(service.cap, service.weight, service.priority)
+        name: Terms(
+            service.cap,
+            service.weight,
+            service.priority,
+            None if isinstance(service.slo, BestEffort) else service.slo,
+        )
         for name, service in read.server.classes.items()
     }

@@ -110,12 +110,17 @@ class ProgramOpened:
 
 @dataclass(frozen=True, slots=True)
 class ProgramClosed:
-    """A program ended: `ended` is its last call's end; `met` is None without a deadline."""
+    """A program ended: `ended` is its last call's end; `met` is None without a deadline.
+
+    `num_calls` is how many of its calls were answered.
+    """
 
     program_id: str
     now: float
     ended: float
     met: bool | None
+    app: str | None = None
+    num_calls: int = 0
 
 
 Event = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from giusto.core.errors import PlanError
@@ -199,7 +199,7 @@ class Grant(NamedTuple):
     spec: Spec | None = None
 
 
-class PreemptHow(Enum):
+class PreemptHow(StrEnum):
     """Where the KV of a preempted request goes: dropped and recomputed, or to host memory."""
 
     RECOMPUTE = "recompute"

@@ -394,4 +394,5 @@ class Scheduler:
     def _publish_closed(self, program: ProgramState | None, now: float) -> None:
         if program is not None:
             ended = program.opened if program.ended is None else program.ended
-            self._publish(ev.ProgramClosed(program.id, now, ended, program.met))
+            calls = program.num_finished_calls
+            self._publish(ev.ProgramClosed(program.id, now, ended, program.met, program.app, calls))

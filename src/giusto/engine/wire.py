@@ -14,7 +14,7 @@ from typing import Any
 
 from giusto.core import events as ev
 from giusto.core.latency import BatchShape
-from giusto.core.plan import StepOutcome, StepTimes, Yield
+from giusto.core.plan import PreemptHow, StepOutcome, StepTimes, Yield
 from giusto.core.request import FinishReason, ProgramRef, Reason, SamplingParams, Submission
 from giusto.core.slo import SLO, BestEffort, Deadline, Program, Streaming
 
@@ -170,6 +170,9 @@ def decode_event(data: list[Any]) -> ev.Event:
         case "Rejected":
             request_id, now, reason, retry_after = fields
             return ev.Rejected(request_id, now, Reason(reason), retry_after)
+        case "Preempted":
+            request_id, now, how = fields
+            return ev.Preempted(request_id, now, PreemptHow(how))
         case "Demoted":
             request_id, now, reason = fields
             return ev.Demoted(request_id, now, Reason(reason))
@@ -184,7 +187,6 @@ _PLAIN: dict[str, type] = {
     for kind in (
         ev.Admitted,
         ev.Resumed,
-        ev.Preempted,
         ev.Estimated,
         ev.ProgramOpened,
         ev.ProgramClosed,

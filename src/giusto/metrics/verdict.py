@@ -3,7 +3,8 @@
 All SLO arithmetic is `core.slo`'s; this module only decides what is one unit of counting. The
 samples of one submission (`n` > 1) are one unit: it is attained when all of them are, and its
 prompt earns once. A program's value is that of the calls judged with it; its end is the last end
-of its calls, those with an SLO of their own included, best effort ones not.
+of its calls, those with an SLO of their own included, best effort ones not. Calls that it makes
+once it is missed are served as best effort, but count with it, not beside it.
 """
 
 from __future__ import annotations
@@ -98,13 +99,15 @@ def judge_program(
     records = tuple(record for call in calls for record in call)
     deadline, opened = _terms(records)
     slo = Program(deadline)
-    binding = [r for r in records if not isinstance(r.slo, BestEffort)] or list(records)
+    members = _members(calls)
+    belongs = {id(record) for call in members for record in call}
+    binding = [r for r in records if id(r) in belongs or not isinstance(r.slo, BestEffort)]
+    binding = binding or list(records)
     failed = any(not r.is_answered and not r.is_cancelled for r in binding)
     is_cancelled = not failed and any(r.is_cancelled for r in binding)
     ended = None
     if not failed and not is_cancelled:
         ended = max(r.arrival + r.delivery.e2e for r in binding)
-    members = [call for call in calls if isinstance(call[0].slo, Program)]
     parts = [_possible(call, length_of, value) for call in members]
     met = ended is not None and ended <= opened + deadline
 
@@ -132,20 +135,39 @@ def judge_program(
 
 def verdicts(records: Iterable[Record], length_of: LengthOf, value: Value = SOFT) -> list[Verdict]:
     """Judge all units among `records`, in order of first appearance, programs last."""
-    judged: list[Verdict] = []
+    groups = by_group(records)
     programs: dict[tuple[str, float], list[list[Record]]] = {}
-    for samples in by_group(records).values():
-        first = samples[0]
-        if first.program is not None:
-            programs.setdefault((first.program.id, first.program.opened), []).append(samples)
-        if not isinstance(first.slo, Program):
-            judged.append(judge(samples, length_of, value))
-    judged += [
-        judge_program(calls, length_of, value)
+    for samples in groups.values():
+        if (program := samples[0].program) is not None:
+            programs.setdefault((program.id, program.opened), []).append(samples)
+    promised = [
+        calls
         for calls in programs.values()
         if any(call[0].program and call[0].program.deadline is not None for call in calls)
     ]
-    return judged
+    members = {call[0].group for calls in promised for call in _members(calls)}
+    judged = [
+        judge(samples, length_of, value)
+        for group, samples in groups.items()
+        if group not in members
+    ]
+    return judged + [judge_program(calls, length_of, value) for calls in promised]
+
+
+def _members(calls: Sequence[Sequence[Record]]) -> list[Sequence[Record]]:
+    """The calls that are judged with their program, those it made after it was lost included."""
+    deadline, opened = _terms([record for call in calls for record in call])
+    lost = opened + deadline
+    for call in calls:
+        if isinstance(call[0].slo, Program):
+            failed = (r.closed for r in call if not r.is_answered and not r.is_cancelled)
+            lost = min(lost, *(closed for closed in failed if closed is not None), lost)
+    return [
+        call
+        for call in calls
+        if isinstance(call[0].slo, Program)
+        or (isinstance(call[0].slo, BestEffort) and call[0].arrival > lost)
+    ]
 
 
 def _terms(records: Sequence[Record]) -> tuple[float, float]:

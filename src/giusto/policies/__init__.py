@@ -70,7 +70,7 @@ def make(name: str, deps: Dependencies, options: Mapping[str, object] | None = N
         values[option] = _as_type(name, option, value, known[option])
     try:
         policy: Policy = module.make(module.Parameters(**values), deps)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"policy {name}: {error}") from error
     return policy
 
@@ -114,6 +114,6 @@ def _as_type(policy: str, option: str, value: object, default: Any) -> object:
         if isinstance(default, bool):
             return {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}[text.lower()]
         return type(default)(text)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         expected = type(default).__name__
         raise ConfigError(f"{policy}.{option} must be a {expected}, got {value!r}") from error

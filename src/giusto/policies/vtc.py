@@ -27,6 +27,8 @@ from giusto.policies.base import Dependencies
 
 #: A request may state that it is worth nothing; it has a share all the same.
 LEAST_WEIGHT = 1e-3
+#: Tenants beyond which those are looked for that can be forgotten.
+REMEMBERED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Parameters:
     """w_in, w_out, w_hit: price of a prompt token, an output token, a token of a cached prefix.
 
     lift: whether a tenant that comes back starts level with those in line; without it this is
-    least-counter-first. weights: shares as "gold=4,silver=2", by tenant, whatever the case; other
+    least-counter-first. weights: shares as "gold=4,silver=2", by tenant; other
     tenants have the weight that each of their requests states.
     """
 
@@ -100,6 +102,7 @@ class Vtc:
         self._bills: dict[str, _Bill] = {}
         self._num_queued: dict[str, int] = {}
         self._last_left = ""
+        self._forget_at = REMEMBERED
 
     def served(self, tenant: str) -> float:
         """A tenant's counter: tokens at their price over its weight, lifts included."""
@@ -151,6 +154,17 @@ class Vtc:
             self._served[tenant] = max(self.served(tenant), level)
         self._num_queued[tenant] = self._num_queued.get(tenant, 0) + 1
         bill.is_queued = True
+        if len(self._served) > self._forget_at:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drop tenants without requests whom a lift would put where they are."""
+        if not self.parameters.lift:
+            return
+        level = min(map(self.served, self._num_queued))
+        known = {bill.request.tenant for bill in self._bills.values()} | {self._last_left}
+        self._served = {t: c for t, c in self._served.items() if t in known or c > level}
+        self._forget_at = max(REMEMBERED, 2 * len(self._served))
 
     def _leave(self, bill: _Bill) -> None:
         if not bill.is_queued:

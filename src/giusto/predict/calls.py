@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from giusto.core.events import Arrived, ProgramClosed
+from giusto.core.events import ProgramClosed
 
 #: Weight of the newest program in the running mean.
 RATE = 0.1
@@ -12,7 +12,6 @@ class CallCounts:
     """A running mean by app."""
 
     def __init__(self) -> None:
-        self._open: dict[str, tuple[str | None, int]] = {}
         self._means: dict[str | None, float] = {}
 
     def expected(self, app: str | None) -> float:
@@ -20,11 +19,6 @@ class CallCounts:
         return self._means.get(app, 1.0)
 
     def observe(self, event: object) -> None:
-        if isinstance(event, Arrived) and event.request.program is not None:
-            program = event.request.program
-            self._open[program] = (event.request.app, self._open.get(program, (None, 0))[1] + 1)
-        elif isinstance(event, ProgramClosed):
-            app, count = self._open.pop(event.program_id, (None, 0))
-            mean = self._means.get(app)
-            if count:
-                self._means[app] = count if mean is None else mean + RATE * (count - mean)
+        if isinstance(event, ProgramClosed) and event.num_calls:
+            mean, count = self._means.get(event.app), event.num_calls
+            self._means[event.app] = count if mean is None else mean + RATE * (count - mean)

@@ -8,17 +8,21 @@ from itertools import chain
 
 from giusto.core.errors import ConfigError
 from giusto.core.request import DEFAULT_CAP, ProgramRef, SamplingParams, Submission
-from giusto.core.slo import Program
+from giusto.core.slo import SLO, Program
 from giusto.workload.records import Entry, Piece
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What an operator fixes for a class: `cap` on output for planning, weight, and priority."""
+    """What an operator fixes for a class: `cap` on output for planning, weight, and priority.
+
+    `slo` is promised to entries that bring none; None leaves them best effort.
+    """
 
     cap: int = DEFAULT_CAP
     weight: float = 1.0
     priority: int = 0
+    slo: SLO | None = None
 
 
 USUAL = Terms()

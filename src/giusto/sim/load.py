@@ -15,13 +15,10 @@ from giusto.core.slo import SLO
 from giusto.profiles.profile import Profile
 from giusto.workload import mix, mixed, readers, records
 from giusto.workload.answers import Answers
-from giusto.workload.arrivals import Process
+from giusto.workload.arrivals import POISSON, Process
 from giusto.workload.records import Entry, promised
 from giusto.workload.rescale import repeated, rescaled, taken
 from giusto.workload.samples import SAMPLES, spec
-
-#: Tokens of the prompt and context that stand for an idle machine's pace.
-TYPICAL = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +37,20 @@ class Load:
     process: Process = field(default_factory=Process)
     answers: Answers = field(default_factory=Answers)
     answers_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.duration is not None and not 0 < self.duration < math.inf:
+            raise ConfigError(
+                f"duration must be above 0 and finite, got {self.duration}; for a number of "
+                "arrivals give num_prompts alone"
+            )
+
+    @property
+    def path(self) -> Path:
+        """The file that is read; where nothing is read, no file has this name."""
+        if Path(self.workload).is_file():
+            return Path(self.workload)
+        return Path(self.workload.partition(":")[2].partition("#")[0])
 
 
 def names() -> tuple[str, ...]:
@@ -77,6 +88,7 @@ def entries(load: Load, profile: Profile, slos: Mapping[str, SLO]) -> list[Entry
                 mixed.Load(
                     rate=rate,
                     seed=load.seed,
+                    process=load.process,
                     duration=_duration(load),
                     count=load.count,
                 )
@@ -108,30 +120,42 @@ def _duration(load: Load) -> float:
 
 def unit_of(profile: Profile) -> mix.Unit:
     """What the idle machine gives: the yardstick of the built-in mixes' promises."""
-    prompt = profile.latency.step_time(BatchShape(prefill_tokens=TYPICAL))
-    token = profile.latency.step_time(BatchShape(decode_seqs=1, kv_tokens=TYPICAL))
+    prompt = profile.latency.step_time(BatchShape(prefill_tokens=mix.TYPICAL))
+    token = profile.latency.step_time(BatchShape(decode_seqs=1, kv_tokens=mix.TYPICAL))
     return mix.Unit(prompt, token)
 
 
 def _trace(load: Load, profile: Profile) -> list[Entry]:
     path = Path(load.workload)
     if path.is_file():
-        trace = readers.Trace(path.name, records.read(path), is_timed=True)
+        made = records.read(path)
+        trace = readers.Trace(path.name, made, is_timed=any(e.arrival for e in made))
     else:
         # With a time limit too the first `count` may not do: those that come early are wanted.
         limit = load.count if load.duration is None else None
         options = readers.Options(seed=load.seed, slo_unit=profile.slo_unit, limit=limit)
         is_sample = load.workload in SAMPLES
         trace = readers.read(spec(load.workload) if is_sample else load.workload, options)
+    if trace.is_timed and load.process != POISSON:
+        raise ConfigError(
+            f"{load.workload} has arrival times of its own: leave arrivals and burstiness out"
+        )
     if load.rate is None and trace.is_timed:
         return trace.entries
-    lengths = trace.entries
-    if not trace.is_timed and load.count is not None:
-        lengths = repeated(lengths, load.count)
+    rate = 1.0 if load.rate is None else load.rate
     return rescaled(
-        lengths,
-        1.0 if load.rate is None else load.rate,
+        trace.entries if trace.is_timed else _enough(trace.entries, load, rate),
+        rate,
         rng=random.Random(f"{load.seed} arrivals"),
         is_timed=trace.is_timed,
         process=load.process,
     )
+
+
+def _enough(lengths: list[Entry], load: Load, rate: float) -> list[Entry]:
+    """Repeat a list that is shorter than what was asked for."""
+    if load.duration is not None:
+        # Twice what is likely; `taken` cuts it at the time.
+        likely = 2 * math.ceil(rate * load.duration) + 100
+        return repeated(lengths, min(likely, load.count or likely))
+    return lengths if load.count is None else repeated(lengths, load.count)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 
+from giusto.core.errors import PlanError
 from giusto.core.events import Event, Finished, Rejected
 from giusto.core.latency import LatencyModel
 from giusto.core.plan import Plan, StepOutcome
@@ -90,6 +92,8 @@ class Replica:
         if not plan.grants:
             self._forget(self.scheduler.take_events())
             if plan.wake_at is not None:
+                if not now < plan.wake_at < math.inf:
+                    raise PlanError(f"wake_at {plan.wake_at} is not a time after now, {now}")
                 self._wake_at = plan.wake_at
                 self._kernel.at(plan.wake_at, Order.PLAN, self._wake)
             return

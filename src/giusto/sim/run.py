@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from giusto.core.errors import ConfigError
 from giusto.core.slo import SLO, Delivery
 from giusto.metrics.distributions import distributions, timeline
 from giusto.metrics.record_file import RecordFile
@@ -40,6 +44,10 @@ class SimRun:
     slo_scale: float = 3.0
     records: Path | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 < self.slo_scale < math.inf:
+            raise ConfigError(f"slo_scale must be above 0 and finite, got {self.slo_scale}")
+
     @property
     def about(self) -> dict[str, Any]:
         """What the run was: equal for equal runs, different for different ones."""
@@ -51,6 +59,12 @@ class SimRun:
             "model_id": settings.profile.model,
             "profile": settings.profile.name,
             "workload": load.workload,
+            # Files may change under their names.
+            "digests": [
+                _digest(repr(settings.profile).encode()),
+                _file_digest(load.path),
+                _file_digest(Path(settings.policy)),
+            ],
             "request_rate": load.rate,
             "arrivals": load.process.name,
             "burstiness": load.process.burstiness,
@@ -71,7 +85,7 @@ class SimRun:
             "speed": settings.speed,
             "swap_space": settings.swap_space,
             "overlap": settings.overlap,
-            "classes": {name: list(astuple(terms)) for name, terms in settings.classes.items()},
+            "classes": {name: repr(terms) for name, terms in settings.classes.items()},
         }
 
 
@@ -80,7 +94,9 @@ def simulate(
     make: MakeCluster,
 ) -> dict[str, Any]:
     """Run it; returns what it was and its figures. Raises ConfigError."""
-    entries = loading.entries(run.load, run.settings.profile, promises(run, make))
+    slos = {name: terms.slo for name, terms in run.settings.classes.items() if terms.slo}
+    slos |= promises(run, make)
+    entries = loading.entries(run.load, run.settings.profile, slos)
     records: list[Record] = []
     if run.records is None:
         outcome = make(run.settings, entries, records.extend).run(entries)
@@ -92,7 +108,11 @@ def simulate(
                 file.write(ended)
 
             outcome = make(run.settings, entries, keep).run(entries)
-    lengths = {e.id: e.output_tokens for e in entries if e.output_tokens is not None}
+    lengths = {
+        entry.id: min(entry.output_tokens, entry.max_tokens)
+        for entry in entries
+        if entry.output_tokens is not None
+    }
     errors = Counter(r.error or r.refused for r in records if r.error or r.refused)
     return {
         **run.about,
@@ -110,7 +130,13 @@ def promises(run: SimRun, make: MakeCluster) -> Mapping[str, SLO]:
     if run.load.workload != mixed.NAME:
         return {}
     quiet = replace(
-        run.settings, policy="fcfs", policy_options={}, replicas=1, noise=0.0, model_error=0.0
+        run.settings,
+        policy="fcfs",
+        policy_options={},
+        replicas=1,
+        noise=0.0,
+        model_error=0.0,
+        speed=1.0,
     )
     times: dict[str, ClassTimes] = {}
     for name, units in mixed.calibration().items():
@@ -123,4 +149,19 @@ def _alone(settings: SimSettings, unit: Sequence[Entry], make: MakeCluster) -> l
     """What one arrival gets of a machine that does nothing else."""
     records: list[Record] = []
     make(settings, unit, records.extend).run(unit)
+    if not all(record.is_answered for record in records):
+        raise ConfigError(
+            f"profile {settings.profile.name} is too small for the workload: even alone, "
+            f"{records[0].id} is refused ({records[0].refused})"
+        )
     return [record.delivery for record in records]
+
+
+@cache
+def _file_digest(path: Path) -> str | None:
+    """A fingerprint of what a file holds; None where there is no such file."""
+    return _digest(path.read_bytes()) if path.is_file() else None
+
+
+def _digest(content: bytes) -> str:
+    return blake2b(content, digest_size=8).hexdigest()

@@ -7,11 +7,11 @@ the last of them has ended and its tool has run, and is never sent when one of t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from giusto.core.events import Event, Finished, Rejected
-from giusto.core.request import FinishReason
+from giusto.core.request import FinishReason, Submission
 from giusto.core.slo import Program
 from giusto.metrics.records import ProgramCall, Record
 from giusto.sim.kernel import Kernel, Order
@@ -34,14 +34,17 @@ class _Program:
 
 
 class Users:
-    """Sends entries through `send`; books calls that are never sent through `give_up`."""
+    """Sends entries through `send`.
+
+    `give_up` is told calls that are never sent, and when their program opened.
+    """
 
     def __init__(
         self,
         kernel: Kernel,
         entries: Iterable[Entry],
         send: Callable[[Entry], None],
-        give_up: Callable[[Record], None],
+        give_up: Callable[[Entry, float], None],
     ) -> None:
         self._kernel = kernel
         self._send_to = send
@@ -58,6 +61,11 @@ class Users:
         roots.sort(key=lambda entry: entry.arrival)
         self._roots = iter(roots)
         self._next_root()
+
+    @property
+    def num_left(self) -> int:
+        """Calls that still wait for others."""
+        return sum(len(program.later) for program in self._programs.values())
 
     def observe(self, event: Event) -> None:
         """Learn from a replica's events which calls have ended."""
@@ -105,7 +113,8 @@ class Users:
         for entry in blocked:
             assert entry.step is not None
             program.failed.add(entry.step.call)
-            self._give_up_to(_never_sent(entry, self._kernel.now, program.opened))
+            assert program.opened is not None
+            self._give_up_to(entry, program.opened)
         if blocked:
             self._go_on(name, program)
         elif not later:
@@ -128,22 +137,22 @@ def _parted(program: _Program) -> tuple[list[Entry], list[Entry], list[Entry]]:
     return ready, blocked, later
 
 
-def _never_sent(entry: Entry, now: float, opened: float | None) -> Record:
+def never_sent(ask: Submission, entry: Entry, now: float, opened: float) -> Record:
+    """The record of a call that is given up: as with `giusto bench`, it counts as failed."""
     assert entry.step is not None
-    assert opened is not None
-    call = ProgramCall(entry.step.program, entry.step.call, opened, entry.step.deadline)
-    record = Record(
-        id=entry.id,
-        group=entry.id,
-        service_class=entry.service_class,
-        slo=entry.promise,
+    return Record(
+        id=ask.id,
+        group=ask.id,
+        service_class=ask.service_class,
+        slo=ask.slo,
         arrival=now,
-        origin=opened if isinstance(entry.promise, Program) else now,
-        prompt_tokens=entry.prompt_tokens or 1,
-        tenant=entry.tenant,
-        weight=entry.weight,
-        cap=entry.max_tokens,
-        program=call,
+        origin=opened if isinstance(ask.slo, Program) else now,
+        prompt_tokens=ask.num_prompt_tokens,
+        tenant=ask.tenant,
+        weight=ask.weight,
+        cap=ask.sampling.max_tokens,
+        closed=now,
+        finish=FinishReason.ERROR,
+        error="not sent: an earlier call failed",
+        program=ProgramCall(entry.step.program, entry.step.call, opened, entry.step.deadline),
     )
-    error = "not sent: an earlier call failed"
-    return replace(record, closed=now, finish=FinishReason.ERROR, error=error)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
+import sys
 from typing import Any
 
 from giusto.core.errors import ConfigError
+
+LARGEST = sys.float_info.max
 
 
 class Row:
@@ -65,7 +67,8 @@ class Row:
         if value is None:
             return None
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value):
+        # Compared, not converted: an integer may be too large for a float.
+        if not is_number or not -LARGEST <= value <= LARGEST:
             raise self.error(key, f"expected a number, got {value!r}")
         if minimum is not None and value < minimum:
             raise self.error(key, f"must be at least {minimum}, got {value!r}")
@@ -74,10 +77,17 @@ class Row:
         return float(value)
 
     def integer(self, key: str, *, minimum: int | None = None) -> int | None:
-        value = self.number(key, minimum=minimum)
-        if value is not None and value != int(value):
+        value = self._take(key)
+        if value is None:
+            return None
+        # Not by way of float, which rounds what has more than 53 bits.
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
             raise self.error(key, f"expected a whole number, got {value!r}")
-        return None if value is None else int(value)
+        if minimum is not None and value < minimum:
+            raise self.error(key, f"must be at least {minimum}, got {value!r}")
+        return value
 
     def row(self, key: str) -> Row | None:
         value = self._take(key)

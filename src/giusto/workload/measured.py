@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 
 from giusto.workload.records import Entry, Piece
 
@@ -21,8 +22,9 @@ class Counts:
 
 
 def asked(entry: Entry) -> str:
-    """The name of an entry's prompt as a text."""
-    return f"{entry.id} asked"
+    """The name of an entry's prompt as a text: equal prompts have the same."""
+    content = repr((entry.messages, entry.prompt)).encode()
+    return f"asked {blake2b(content, digest_size=8).hexdigest()}"
 
 
 def measured(entries: Iterable[Entry], counts: Mapping[str, Counts]) -> list[Entry]:

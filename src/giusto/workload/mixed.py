@@ -14,12 +14,13 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import resources
 from itertools import islice, takewhile
 from statistics import median
 
 from giusto.core.slo import SLO, BestEffort, Deadline, Delivery, Program, Streaming
-from giusto.workload.arrivals import arrivals
+from giusto.workload.arrivals import POISSON, Process
 from giusto.workload.measured import Counts, measured
 from giusto.workload.records import Entry, Message, Step
 
@@ -80,7 +81,7 @@ class Load:
 
     rate: float
     seed: int = 0
-    burstiness: float = 1.0
+    process: Process = POISSON
     duration: float = DURATION
     count: int | None = None
 
@@ -106,7 +107,7 @@ def entries(load: Load) -> list[Entry]:
     """
     if load.count is None and (math.isinf(load.rate) or math.isinf(load.duration)):
         raise ValueError("an endless or instant load needs a count")
-    times = arrivals(load.rate, random.Random(f"{load.seed} arrivals"), burstiness=load.burstiness)
+    times = load.process.times(load.rate, random.Random(f"{load.seed} arrivals"))
     until = takewhile(lambda now: now <= load.duration, times)
     contents = _contents(random.Random(f"{load.seed} contents"))
     result: list[Entry] = []
@@ -215,6 +216,7 @@ def _entry(
     )
 
 
+@cache
 def _lengths() -> dict[str, dict[str, list[list[Counts]]]]:
     """By pool and prompt: recorded runs, each with prompt and answer tokens of its calls.
 
@@ -231,6 +233,7 @@ def _lengths() -> dict[str, dict[str, list[list[Counts]]]]:
     }
 
 
+@cache
 def prompts() -> dict[str, list[str]]:
     """The shipped prompts by class, in file order."""
     packed = (resources.files("giusto.workload") / "data" / "prompts.jsonl.gz").read_bytes()

@@ -7,7 +7,9 @@ file each key carries its unit.
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +18,9 @@ from typing import Any
 from giusto.core.errors import ConfigError
 from giusto.core.slo import SLO, BestEffort, Deadline, Program, Streaming
 from giusto.workload.fields import Row
+
+#: How gzip'ed files begin.
+GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +128,12 @@ def read(path: Path) -> list[Entry]:
     """Read a JSON Lines workload; ConfigError names line and column of the first mistake."""
     try:
         # Not splitlines: text inside JSON may hold line separators other than the newline.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        raw = path.read_bytes()
+        lines = (gzip.decompress(raw) if raw[:2] == GZIP else raw).decode("utf-8").split("\n")
     except OSError as error:
         raise ConfigError(f"cannot read workload {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"workload {path} is not UTF-8 text") from error
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ConfigError(f"workload {path} is not UTF-8 text, plain or gzip'ed") from error
     entries = []
     seen: set[str] = set()
     for number, line in enumerate(lines, start=1):
@@ -177,6 +183,10 @@ def _entry(row: Row, number: int) -> Entry:
         raise row.error("prompt", "give either messages or prompt, not both")
     if not entry.messages and entry.prompt is None and entry.prompt_tokens is None:
         raise row.error("messages", "give messages, prompt or prompt_tokens")
+    if (entry.output_tokens or 0) > entry.max_tokens:
+        raise row.error(
+            "output_tokens", f"is above max_tokens, {entry.max_tokens}: an answer is cut there"
+        )
     named = sum(piece.tokens for piece in entry.pieces)
     if named > (entry.prompt_tokens or 0):
         raise row.error("pieces", f"have {named} tokens, prompt_tokens is {entry.prompt_tokens}")

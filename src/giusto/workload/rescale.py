@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
 from giusto.core.errors import ConfigError
@@ -64,25 +64,31 @@ def taken(
 def repeated(entries: Sequence[Entry], count: int) -> list[Entry]:
     """Go over a list without times again and again until `count` units are there.
 
-    Repeats are named `ID~2`, `ID~3` and so on, and have programs of their own; texts stay shared.
+    Repeats are named `ID~2`, `ID~3` and so on, and have programs and answers of their own; other
+    texts stay shared.
     """
     result: list[Entry] = []
     units: set[_Unit] = set()
-    for lap in range(1, 1 + count):
+    answers = {entry.id for entry in entries}
+    lap = 0
+    while len(units) < count:
+        lap += 1
         for entry in entries:
-            again = entry if lap == 1 else _again(entry, lap)
-            if len(units) == count and _unit(again) not in units:
-                return result
-            units.add(_unit(again))
-            result.append(again)
-        if len(units) == count:
-            break
+            again = entry if lap == 1 else _again(entry, lap, answers)
+            if len(units) < count or _unit(again) in units:
+                units.add(_unit(again))
+                result.append(again)
     return result
 
 
-def _again(entry: Entry, lap: int) -> Entry:
+def _again(entry: Entry, lap: int, answers: Set[str]) -> Entry:
+    """An entry of a later lap; it quotes the answers of its own lap."""
     step = entry.step and replace(entry.step, program=f"{entry.step.program}~{lap}")
-    return replace(entry, id=f"{entry.id}~{lap}", step=step)
+    pieces = tuple(
+        replace(piece, source=f"{piece.source}~{lap}") if piece.source in answers else piece
+        for piece in entry.pieces
+    )
+    return replace(entry, id=f"{entry.id}~{lap}", step=step, pieces=pieces)
 
 
 def _unit(entry: Entry) -> _Unit:

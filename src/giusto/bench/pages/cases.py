@@ -36,6 +36,10 @@ CHAPTER_KEYS = {
     "model_error": "error of the policy's model",
     "noise": "noise of step times",
     "speed": "speed of the machine",
+    "num_blocks": "blocks of KV memory",
+    "swap_space": "GiB to swap to",
+    "overlap": "overlap of swapping",
+    "classes": "terms of classes",
 }
 
 #: Runs of a chapter that differ in one of these never share a line.

@@ -78,13 +78,20 @@ class Cells(Record):
     def number(
         self, key: str, *, minimum: float | None = None, above: float | None = None
     ) -> float | None:
+        self._convert(key)
+        return super().number(key, minimum=minimum, above=above)
+
+    def integer(self, key: str, *, minimum: int | None = None) -> int | None:
+        self._convert(key)
+        return super().integer(key, minimum=minimum)
+
+    def _convert(self, key: str) -> None:
         cell = self._values.get(key)
         if isinstance(cell, str):
             try:
-                self._values[key] = float(cell)
+                self._values[key] = int(cell) if cell.strip().isdecimal() else float(cell)
             except ValueError:
                 raise self.error(key, f"expected a number, got {cell!r}") from None
-        return super().number(key, minimum=minimum, above=above)
 
 
 class Table:
