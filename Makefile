@@ -45,6 +45,7 @@ bench: $(VENV)/.serve.stamp ## load a running server with the built-in mixed wor
 
 examples: $(VENV)/.dev.stamp ## run the examples that need no server
 	$(BIN)/python examples/write_a_policy.py
+	$(BIN)/python examples/simulate_a_policy.py
 
 docs: $(VENV)/.dev.stamp ## write the generated pages of docs/
 	$(BIN)/python scripts/papers.py

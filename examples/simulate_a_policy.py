@@ -3,7 +3,7 @@
     python examples/simulate_a_policy.py
     giusto simulate --workload slo-mix --request-rate 0.2 --policy edf,examples/simulate_a_policy.py
 
-Needs no engine: `pip install giusto` is enough. `giusto serve` takes it too.
+Needs no engine: `pip install -e .` is enough. `giusto serve` takes it too.
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gzip
 import json
-import os
 from pathlib import Path
 
 import gguf
@@ -20,7 +19,6 @@ from giusto.engine.gguf import default_model
 from giusto.engine.tokenizer import Detokenizer, Tokenizer
 from giusto.engine.weights import LoadedModel, load_model, resolve_folder
 
-DATA = Path(os.environ.get("GIUSTO_DATA", Path(__file__).parents[3] / "shared" / "data"))
 QUESTIONS = {
     "What is the capital of France?": "Paris",
     "What is the capital of Germany?": "Berlin",
@@ -185,9 +183,11 @@ def test_tokens_equal_those_of_transformers(folder: Path, tokenizer: Tokenizer, 
         assert expected == "".join(map(detokenizer.feed, ids)) + detokenizer.flush()
 
 
-def test_tokens_equal_the_published_vocabulary(tokenizer: Tokenizer) -> None:
+def test_tokens_equal_the_published_vocabulary(tokenizer: Tokenizer, shared_data: Path) -> None:
     """Vocabulary, merges and pre-tokenizer are those of the tokenizer published beside the data."""
-    with gzip.open(DATA / "models" / "smollm2_tokenizer.json.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(
+        shared_data / "models" / "smollm2_tokenizer.json.gz", "rt", encoding="utf-8"
+    ) as file:
         published = json.load(file)
     ours = json.loads((resolve_folder() / "tokenizer.json").read_text(encoding="utf-8"))
     for part in ("model", "added_tokens", "pre_tokenizer", "normalizer", "post_processor"):

@@ -1,9 +1,10 @@
 """Turn a policy's order into grants: the only place where tokens and blocks are given out.
 
 `pack` walks the order once, on counts alone; blocks get their numbers later, when the scheduler
-applies the plan. It holds the progress rule (architecture 6.7): only a running request may evict
-by default, the oldest resident is pinned, and a pin that was passed over too long goes first. With
-it any order whatsoever finishes all requests, even one that is redrawn at random each step.
+applies the plan. It holds the progress rule (docs/design/0004-the-progress-rule.md): only a running
+request may evict by default, the oldest resident is pinned, and a pin that was passed over too long
+goes first. With it any order whatsoever finishes all requests, even one that is redrawn at random
+each step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A profile from a data sheet: for models and machines that nobody here could measure.
+"""A profile from a data sheet: for models and machines that were not measured.
 
 A step takes what its matrix products take, the longer of reading the weights and computing the
 tokens; plus reading the contexts of decoding sequences; plus computing the attention of prompt
