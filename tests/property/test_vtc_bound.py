@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import pytest
@@ -162,7 +162,10 @@ def machines(draw: st.DrawFn) -> Machine:
 
 @st.composite
 def contests(draw: st.DrawFn) -> tuple[Machine, list[Client]]:
-    """Two or three tenants, as unlike as can be; a request fills at most half the cache."""
+    """Two or three tenants, as unlike as can be; a request fills at most half the cache.
+
+    As many run at once as fit whole: the paper reserves memory for whole answers.
+    """
     machine = draw(machines())
     clients = []
     for name in "abc"[: draw(st.integers(2, 3))]:
@@ -178,7 +181,9 @@ def contests(draw: st.DrawFn) -> tuple[Machine, list[Client]]:
                 gap=draw(st.sampled_from((0.0, 0.01, 0.1))),
             )
         )
-    return machine, clients
+    most = max(-(-(c.max_prompt + c.max_output) // BLOCK) for c in clients)
+    fitting = min(machine.max_num_seqs, machine.num_blocks // most)
+    return replace(machine, max_num_seqs=max(1, fitting)), clients
 
 
 @settings(max_examples=80)
