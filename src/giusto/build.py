@@ -173,7 +173,8 @@ def cluster(
     replicas = [
         _replica(settings, index, kernel, truth, programs) for index in range(settings.replicas)
     ]
-    asks = Asks(settings.classes, has_text=settings.prefix_caching)
+    quoted = {piece.source for entry in entries for piece in entry.pieces}
+    asks = Asks(settings.classes, quoted=quoted, has_text=settings.prefix_caching)
     return Cluster(kernel, replicas, routing.make(settings.router), asks, sink=sink)
 
 

@@ -73,7 +73,7 @@ def test_counts_that_do_not_fit_share_nothing() -> None:
 def test_shared_pieces_are_the_same_tokens() -> None:
     """What the simulator asks with begins with the parent's very tokens."""
     first, second = measured([FIRST, SECOND], COUNTS)
-    asks = Asks()
+    asks = Asks(quoted={first.id})
     parent, child = asks.ask(first, 0.0), asks.ask(second, 0.0)
     assert child.prompt_ids[:40] == parent.prompt_ids
     answer = (parent.sampling.seed or 0) << 32

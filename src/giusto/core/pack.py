@@ -160,7 +160,8 @@ class _Packing:
 
     def _serve_resident(self, want: Want, request: RequestView) -> None:
         remaining = request.num_remaining_tokens
-        num_tokens = remaining if remaining == 1 else self._num_tokens(want, remaining)
+        is_decode = remaining == 1 and want.spec is None
+        num_tokens = 1 if is_decode else self._num_tokens(want, remaining)
         if num_tokens < 1:
             return
         nodes = self._num_nodes(want) if want.spec else 0
@@ -168,9 +169,14 @@ class _Packing:
         blocks = cost.fresh + cost.revived
         if blocks > self.free_blocks and self.preempt_for is not PreemptFor.NOBODY:
             self._preempt(blocks, slots=0)
-        if blocks <= self.free_blocks:
+        if blocks > self.free_blocks:
+            return
+        self.free_blocks -= blocks
+        if is_decode:  # nearly all grants: spelt out
+            self.free_tokens -= 1
+            self.grants.append(Grant(want.request_id, 1))
+        else:
             self._grant(want, num_tokens, remaining)
-            self.free_blocks -= blocks
 
     def _admit(self, want: Want, request: RequestView) -> bool:
         """Try to make a waiting request resident; False ends admission for this step."""

@@ -236,10 +236,10 @@ class Scheduler:
         self._token_time += 0.05 * (took - self._token_time)
         # Told before any ending, so that subscribers know a request's last tokens when it ends.
         self._publish(ev.Stepped(outcome, now))
+        requests, yields, ended = self._requests, outcome.yields, outcome.ended
         for grant in plan.grants:
-            request = self._requests.get(grant.request_id)
-            assert request is not None, f"{grant.request_id} vanished in flight"
-            self._book(request, grant, outcome.yields[grant.request_id], outcome.ended)
+            request_id = grant.request_id
+            self._book(requests[request_id], grant, yields[request_id], ended)
         return self.take_events()
 
     # Applying a plan
@@ -307,7 +307,11 @@ class Scheduler:
                 sample.has_begun = True
         request.emit(made.tokens, ended)
         reason = made.finish
-        if reason is not FinishReason.ERROR:
+        size = self.pool.block_size
+        if (
+            reason is not FinishReason.ERROR
+            and request.num_computed_tokens // size > before // size
+        ):
             self._running.name(request, before)
         if reason is None and request.num_output_tokens >= request.sampling.max_tokens:
             reason = FinishReason.LENGTH

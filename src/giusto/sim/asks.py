@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from itertools import chain
 
@@ -32,13 +32,19 @@ class Asks:
     """Makes submissions. Texts are known by name: each gets a number, each token a place in it.
 
     Token k of text number n is n << 32 | k, so that equal pieces make equal blocks. The answer to
-    an entry is the text that has the entry's id, whose number rides as the seed.
+    an entry is the text that has the entry's id, whose number rides as the seed where somebody is
+    to quote it.
     """
 
     def __init__(
-        self, classes: Mapping[str, Terms] | None = None, *, has_text: bool = True
+        self,
+        classes: Mapping[str, Terms] | None = None,
+        *,
+        quoted: Set[str] = frozenset(),
+        has_text: bool = True,
     ) -> None:
         self._classes = classes or {}
+        self._quoted = quoted
         self._has_text = has_text
         self._texts: dict[str, int] = {}
 
@@ -64,7 +70,10 @@ class Asks:
             tenant=entry.tenant,
             program=_ref(entry),
             cap=max(terms.cap, entry.max_tokens),
-            sampling=SamplingParams(max_tokens=entry.max_tokens, seed=self._text(entry.id)),
+            sampling=SamplingParams(
+                max_tokens=entry.max_tokens,
+                seed=self._text(entry.id) if entry.id in self._quoted else None,
+            ),
         )
 
     def _tokens(self, entry: Entry) -> tuple[int, ...]:

@@ -55,8 +55,7 @@ class SimExecutor:
         self._noise = noise
         self._speed = speed
         self._link = link
-        self._drawn: dict[str, int] = {}
-        self._lengths: dict[str, int] = {}
+        self._answers: dict[str, _Answer] = {}
 
     def execute(self, plan: Plan, requests: Mapping[str, Request], swapped: int = 0) -> Execution:
         """Run an applied plan; `swapped` blocks go over the link beside it."""
@@ -81,28 +80,35 @@ class SimExecutor:
 
     def forget(self, request_id: str) -> None:
         """Drop what is known of a request that has ended."""
-        self._drawn.pop(request_id, None)
-        self._lengths.pop(request_id, None)
+        self._answers.pop(request_id, None)
 
     def _yield(self, request: Request, end: int) -> Yield:
         """The next token once all known ones are computed; recomputed ones yield nothing new."""
-        drawn = self._drawn.get(request.id, 0)
+        answer = self._answers.get(request.id) or self._begin(request)
+        drawn = answer.num_drawn
         if end < request.num_prompt_tokens + drawn:
             return NOTHING
-        length = self._lengths.get(request.id)
-        if length is None:
-            length = self._truth.output_tokens(request.id)
-            if length >= request.sampling.max_tokens:
-                length = sys.maxsize  # the scheduler ends it there, as one that was cut
-            self._lengths[request.id] = length
-        self._drawn[request.id] = drawn + 1
-        is_last = drawn + 1 >= length
-        if not request.token_ids:
+        answer.num_drawn = drawn + 1
+        is_last = drawn + 1 >= answer.length
+        if answer.text is None:
             return LAST_TOKEN if is_last else A_TOKEN
-        token = (answer_token(request, drawn),)
+        token = (answer.text + drawn,)
         return Yield(token, finish=FinishReason.STOP) if is_last else Yield(token)
 
+    def _begin(self, request: Request) -> _Answer:
+        length = self._truth.output_tokens(request.id)
+        if length >= request.sampling.max_tokens:
+            length = sys.maxsize  # the scheduler ends it there, as one that was cut
+        text = request.sampling.seed
+        answer = _Answer(length, None if text is None else text << 32)
+        self._answers[request.id] = answer
+        return answer
 
-def answer_token(request: Request, index: int) -> int:
-    """The identity of an answer's token: the request's seed names its text (`sim.asks`)."""
-    return ((request.sampling.seed or 0) << 32) + index
+
+@dataclass(slots=True)
+class _Answer:
+    """An answer under way: its length, what it is made of where anyone quotes it (`sim.asks`)."""
+
+    length: int
+    text: int | None
+    num_drawn: int = 0
