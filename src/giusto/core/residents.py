@@ -80,6 +80,8 @@ class Residents:
         """Make findable what was filled since `before` tokens were computed."""
         size = self.pool.block_size
         full = request.num_computed_tokens // size
+        if full == before // size:
+            return
         if full > len(request.block_keys) and request.token_ids:
             request.block_keys = chain_keys(
                 request.token_ids[: full * size],

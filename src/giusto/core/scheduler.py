@@ -307,11 +307,7 @@ class Scheduler:
                 sample.has_begun = True
         request.emit(made.tokens, ended)
         reason = made.finish
-        size = self.pool.block_size
-        if (
-            reason is not FinishReason.ERROR
-            and request.num_computed_tokens // size > before // size
-        ):
+        if reason is not FinishReason.ERROR:
             self._running.name(request, before)
         if reason is None and request.num_output_tokens >= request.sampling.max_tokens:
             reason = FinishReason.LENGTH
