@@ -90,8 +90,7 @@ def simulated(entries: list[Entry], given: dict[str, Any]) -> Outcome:
         assert not replica.scheduler.has_work
         assert replica.free_blocks == BLOCKS
         assert (replica.running, replica.waiting, replica.queued_tokens) == (0, 0, 0)
-        assert not replica._executor._drawn
-        assert not replica._executor._lengths
+        assert not replica._executor._answers
     return done
 
 
