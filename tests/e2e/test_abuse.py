@@ -307,6 +307,23 @@ def test_a_huge_body_is_refused(server):
     assert_refused(server.post("/v1/completions", content=pieces, headers=headers), 413)
 
 
+def test_the_refusal_of_a_huge_body_arrives(server):
+    """Again and again, also when the client is still sending: the connection is not reset."""
+    body = b'{"prompt": "' + b"x" * (5 << 20) + b'"}'
+    for _ in range(20):
+        assert_refused(send(server, body), 413)
+
+
+def test_a_huge_body_that_never_comes_is_refused(server):
+    """Who states a size beyond the cap and then says nothing is not waited for."""
+    with connect(server) as raw:
+        raw.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 99999999\r\n\r\n{"
+        )
+        assert raw.recv(64).startswith(b"HTTP/1.1 413")
+
+
 @pytest.mark.parametrize("length", [b"-1", b"x", b"9" * 5000])
 def test_a_length_that_is_none_is_refused(server, length):
     """A body whose stated size is no size is a 4xx."""

@@ -5,6 +5,8 @@ An instant is taken as soon as a request's head is there; from it all of a reque
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import re
 import secrets
@@ -17,6 +19,10 @@ from giusto.config import ApiKey, ServerSettings, digest
 from giusto.server.errors import ApiError
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+#: What is refused is read on for so long at most, and for so many times the cap on bodies.
+DRAIN_SECONDS = 2.0
+DRAIN_TIMES = 8
 
 #: Who calls a server without keys.
 ANYONE = ApiKey(name="", digest=b"")
@@ -50,6 +56,7 @@ class Edge:
 
         if refusal := self._refusal(scope, headers):
             refusal.headers["Connection"] = "close"
+            await self._drain(receive)
             await refusal.response()(scope, receive, named)
             return
         await self.app(scope, self._capped(receive), named)
@@ -77,10 +84,26 @@ class Edge:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._max_body:
+                if message.get("more_body"):
+                    await self._drain(receive)
                 raise self._too_large()
             return message
 
         return capped
+
+    async def _drain(self, receive: Receive) -> None:
+        """Read on for a while what is refused anyway.
+
+        A connection that is closed on unread data is reset, and the client may lose the answer.
+        """
+        drained = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while drained < DRAIN_TIMES * self._max_body:
+                    message = await receive()
+                    drained += len(message.get("body", b""))
+                    if message["type"] != "http.request" or not message.get("more_body"):
+                        return
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body exceeds {self._max_body} bytes", None, "body_too_large")
