@@ -139,11 +139,20 @@ def with_floor(
 
 
 def _starved(view: View) -> RequestView | None:
-    """Who is due for the floor: best effort, which was promised it, before missed promises."""
+    """Who is due for the floor: best effort, which was promised it, before missed promises.
+
+    The look at the line ends with the first that is not due: to go on costs a millisecond with ten
+    thousand waiting. Where classes state different spans, a short one may wait behind a long one.
+    """
     starved = [r for r in view.running if r.first_token is None and r.num_remaining_tokens]
-    # Spans differ by class, so that a younger one may be due before an older one.
-    starved += [r for r in view.waiting if r.first_token is None]
     starved = [r for r in starved if _is_due(r, view.now)]
+    for request in view.waiting:
+        if request.first_token is None:
+            if not _is_due(request, view.now):
+                break
+            starved.append(request)
+            if isinstance(request.slo, BestEffort):
+                break
     return min(starved, key=lambda r: (not isinstance(r.slo, BestEffort), r.arrival), default=None)
 
 
