@@ -25,6 +25,7 @@ from giusto.config import ServerSettings
 from giusto.core.clock import WallClock
 from giusto.core.events import Event, Stepped
 from giusto.core.request import SamplingParams, Submission
+from giusto.engine.launch import adopt_environment
 from giusto.engine.settings import EngineSettings
 from giusto.server.app import create_app, make_server
 
@@ -127,6 +128,7 @@ def main() -> None:
     parser.add_argument("--queued", type=int, default=0)
     parser.add_argument("--client", nargs=2, type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    adopt_environment()
     if given.client:
         asyncio.run(read_streams(*given.client))
         return

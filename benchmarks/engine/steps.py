@@ -17,6 +17,7 @@ from statistics import median
 from giusto import build
 from giusto.core.clock import WallClock
 from giusto.core.request import SamplingParams, Submission
+from giusto.engine.launch import adopt_environment
 from giusto.engine.settings import EngineSettings
 
 
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--steps", type=int, default=64)
     given = parser.parse_args()
+    adopt_environment()
     settings = EngineSettings(model=given.model, scheduling_policy="fcfs", prefix_caching=False)
     engine, _ = build.engine(settings, WallClock())
     random = Random(0)

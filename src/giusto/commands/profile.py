@@ -46,18 +46,16 @@ def profile(
         giusto simulate --profile here.json --policy fcfs,giusto
     """
     with explained("profile"):
-        import os
-
-        # Read when torch is loaded; the engine's own process has the same (engine/launch.py).
-        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
         from rich.console import Console
 
         from giusto import build
         from giusto.bench.results import prepare
         from giusto.commands.progress import bar
+        from giusto.engine.launch import adopt_environment
         from giusto.engine.settings import EngineSettings
 
         prepare(out)
+        adopt_environment()
         settings = EngineSettings(
             model=model,
             dtype=dtype,

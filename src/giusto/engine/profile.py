@@ -188,7 +188,6 @@ def time_cases(
 ) -> list[Timing]:
     """Time each case once a round, each round in another order: drift then hits all alike."""
     steps = [_step(case, runner, rng) for case in grid]
-    _clear(runner.kv, max(_num_slots(requests, runner.kv) for _, requests in steps))
     times: list[list[float]] = [[] for _ in grid]
     shapes: list[BatchShape] = [BatchShape()] * len(grid)
     order = list(range(len(grid)))
@@ -228,17 +227,6 @@ def _step(case: Case, runner: ModelRunner, rng: Random) -> tuple[Plan, dict[str,
         requests[request.id] = request
         grants.append(Grant(request.id, new))
     return Plan(0, tuple(grants)), requests
-
-
-def _num_slots(requests: dict[str, Request], kv: KVCache) -> int:
-    return sum(len(request.blocks) for request in requests.values()) * kv.block_size
-
-
-def _clear(kv: KVCache, num_slots: int) -> None:
-    """Contexts are read that were never written: make sure that they hold numbers."""
-    for layer in kv.layers:
-        layer.keys[:num_slots].zero_()
-        layer.values[:num_slots].zero_()
 
 
 #: Streams and tokens each over which the gap between steps is taken.
