@@ -256,8 +256,9 @@ def step_gap(engine: Engine) -> float:
     return median(after[0] - before[1] for before, after in pairwise(spans))
 
 
-#: The calibration loop's work: rows that pass through matrices of the default model's shapes.
-_CALIBRATION_ROWS, _CALIBRATION_PASSES = 8, 50
+#: The calibration loop's work: (rows, passes) through matrices of the default model's shapes. Few
+#: rows wait for memory as decodes do, many for arithmetic as prompts do; neighbours slow either.
+_CALIBRATION_WORK = ((8, 50), (256, 4))
 _CALIBRATION_LAYERS = ((960, 576), (576, 576), (3072, 576), (576, 1536))
 _CALIBRATION_HEAD = (49_152, 576)
 
@@ -265,22 +266,29 @@ _CALIBRATION_HEAD = (49_152, 576)
 def calibration_loop(clock: Clock) -> float:
     """Seconds that a fixed amount of work takes: about one on two good cores.
 
-    The work is a decode step's heaviest part, reading some 135 million weights once per pass, on
-    this machine's CPU with the threads of this process. Its ratio to a profile's `calibration` says
-    how much slower the machine is today; compare only loops of one machine and environment.
+    The work is the heaviest part of decodes and of prompts, reading some 135 million weights once
+    per pass, on this machine's CPU with the threads of this process. Its ratio to a profile's
+    `calibration` says how much slower the machine is today; compare only loops of one machine and
+    environment.
     """
     dtype = torch.bfloat16 if has_native_bf16() else torch.float32
     shapes = (*_CALIBRATION_LAYERS * 30, _CALIBRATION_HEAD)
     weights = [torch.full(shape, 1 / shape[1], dtype=dtype) for shape in shapes]
-    rows = {shape[1]: torch.ones(_CALIBRATION_ROWS, shape[1], dtype=dtype) for shape in shapes}
+    inputs = {
+        (rows, width): torch.ones(rows, width, dtype=dtype)
+        for rows, _ in _CALIBRATION_WORK
+        for _, width in shapes
+    }
 
-    def run(passes: int) -> None:
+    def run(rows: int, passes: int) -> None:
         for _ in range(passes):
             for weight in weights:
-                linear(rows[weight.shape[1]], weight)
+                linear(inputs[rows, weight.shape[1]], weight)
 
     with torch.inference_mode():
-        run(passes=2)
+        for rows, _ in _CALIBRATION_WORK:
+            run(rows, passes=1)
         started = clock.now()
-        run(_CALIBRATION_PASSES)
+        for rows, passes in _CALIBRATION_WORK:
+            run(rows, passes)
         return clock.now() - started
