@@ -62,18 +62,20 @@ def cell(policy: str, rate: float, seed: int, given: argparse.Namespace) -> dict
     if not path.exists():
         if not given.busy:
             wait_until_quiet()
+        unfinished = path.with_suffix(".part")
         with server(policy, given.classes) as url:
             subprocess.run(
                 [
                     *(*GIUSTO, "bench", "--base-url", url, "--workload", "mixed"),
                     *("--request-rate", str(rate), "--seed", str(seed), "--policy", policy),
-                    *("--duration", str(given.duration), "--save-result", str(path)),
+                    *("--duration", str(given.duration), "--save-result", str(unfinished)),
                     *("--calibration", str(given.out / "calibration.json")),
                 ],
                 check=True,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
+        unfinished.rename(path)
     result = json.loads(path.read_text())
     print(
         f"{policy:<28} rate {rate:<6g} seed {seed:<3} attained {result['attainment']:.3f} of "
