@@ -19,6 +19,7 @@ import statistics
 import time
 from itertools import count
 
+from giusto import build
 from giusto.core.kv import BlockPool
 from giusto.core.latency import BatchShape, LinearLatency
 from giusto.core.plan import Limits, Plan, StepOutcome, Yield
@@ -27,7 +28,7 @@ from giusto.core.scheduler import Scheduler
 from giusto.core.slo import SLO, BestEffort, Deadline, Streaming
 from giusto.policies import REGISTRY, make
 from giusto.policies.base import Dependencies
-from giusto.predict.histogram import Histogram
+from giusto.programs.matcher import HistoryMatcher
 
 SLOS: tuple[SLO, ...] = (
     Streaming(1.0, 0.1),
@@ -51,14 +52,15 @@ class Bench:
         self.draw = random.Random(seed)
         self.target = running + waiting
         self.ids = count()
-        lengths = Histogram()
+        lengths, programs = build.predictor("histogram"), HistoryMatcher()
         latency = LinearLatency((0.015, 1e-5, 1e-10, 1e-5, 1e-8, 0.0, 0.0, 0.0, 0.0))
         self.scheduler = Scheduler(
-            make(policy, Dependencies(latency, lengths)),
+            make(policy, Dependencies(latency, lengths, programs=programs)),
             BlockPool(running * 64, 16),
             Limits(max_num_batched_tokens=2048, max_num_seqs=running, block_size=16),
         )
-        self.scheduler.subscribe(lengths.observe)
+        for learner in (lengths, programs):
+            self.scheduler.subscribe(learner.observe)
         self.now = 0.0
         self.lengths: dict[str, int] = {}
         self.drawn: dict[str, int] = {}

@@ -117,6 +117,9 @@ class FakeBackend(ByteTokenizer):
             running=len(self.open), free_blocks=10, total_blocks=10, backlog_by_class={}
         )
 
+    async def explain(self, request_id: str) -> dict[str, Any] | None:
+        return {"id": request_id, "state": "running"} if request_id in self.open else None
+
     def close_program(self, program_id: str) -> None:
         self.closed_programs.append(program_id)
 

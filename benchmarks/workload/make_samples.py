@@ -19,7 +19,7 @@ TARGET = ROOT / "src" / "giusto" / "workload" / "data"
 CUTS = {
     "azure-code.csv.gz": ("azure2023_code.csv.gz", 601),
     "azure-conversation.csv.gz": ("azure2023_conv.csv.gz", 601),
-    "sharegpt.csv.gz": ("sharegpt_lengths.csv.gz", 1001),
+    "sharegpt.csv.gz": ("sharegpt_lengths.csv.gz", 4001),
     "mooncake.jsonl.gz": ("mooncake_conversation.jsonl.gz", 200),
 }
 

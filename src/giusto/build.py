@@ -17,22 +17,32 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from giusto.core.clock import Clock, WallClock
-from giusto.core.errors import GiustoError
+from giusto.core.errors import ConfigError, GiustoError
 from giusto.core.kv import BlockPool
 from giusto.core.latency import NUM_TERMS, LatencyModel, LinearLatency
 from giusto.core.plan import Caps, Limits, Policy
 from giusto.core.programs import ProgramTable
 from giusto.core.queue import QueueLimits
+from giusto.core.request import Request, RequestView
 from giusto.core.scheduler import Scheduler
 from giusto.engine.settings import EngineSettings
 from giusto.policies import make, module_named
 from giusto.policies.base import Dependencies
+from giusto.predict.base import Constant, LengthPredictor, Oracle, TrueLengths
+from giusto.predict.conformal import Calibrated
+from giusto.predict.estimates import ForestPredictor
+from giusto.predict.feeds import Announcer, InlineForest, virtual_cpu
+from giusto.predict.forest_client import ForestClient, ForestFeed
 from giusto.predict.histogram import Histogram
+from giusto.programs import store
+from giusto.programs.base import ProgramMatcher, Unforeseen
+from giusto.programs.matcher import HistoryMatcher
 
 if TYPE_CHECKING:
     from giusto.engine.backend import EmbeddedBackend
     from giusto.engine.engine import Engine
     from giusto.metrics.records import Record
+    from giusto.profiles.fit import Timing
     from giusto.profiles.profile import Profile
     from giusto.sim.cluster import Cluster
     from giusto.sim.kernel import Kernel
@@ -46,22 +56,94 @@ log = logging.getLogger(__name__)
 
 DEFAULT_MODEL_NAME = "SmolLM2-135M-Instruct"
 
+#: How output lengths may be bounded. `constant:TOKENS` states the length.
+PREDICTORS = ("histogram", "forest", "constant", "oracle")
+DEFAULT_LENGTH = 256.0
 
-def scheduler(settings: EngineSettings, latency: LatencyModel, num_blocks: int) -> Scheduler:
-    """A scheduler with its policy, predictor and subscribers."""
-    lengths = Histogram()
-    policy = _policy(settings, latency, lengths)
+
+def predictor(name: str, truth: TrueLengths | None = None) -> LengthPredictor:
+    """A length predictor by name. Raises ConfigError, and for an oracle where nothing is known."""
+    kind, _, value = name.partition(":")
+    match kind:
+        case "histogram" if not value:
+            return Calibrated(Histogram())
+        case "forest" if not value:
+            return Calibrated(ForestPredictor(Histogram()))
+        case "constant":
+            try:
+                return Constant(float(value or DEFAULT_LENGTH))
+            except ValueError:
+                raise ConfigError(f"lengths {name!r}: give constant:TOKENS") from None
+        case "oracle" if not value:
+            if truth is None:
+                raise ConfigError("only a simulator knows the lengths that an oracle tells")
+            return Oracle(truth)
+    raise ConfigError(f"no length predictor {name!r}; there are {', '.join(PREDICTORS)}")
+
+
+class Learners:
+    """What a policy on a live engine learns with: length bounds, programs, and a feed of both.
+
+    In `folder` is what was learned before, and `close` leaves there what is known now.
+    """
+
+    def __init__(self, name: str, folder: Path | None = None) -> None:
+        self.lengths = predictor(name)
+        self._history = folder and folder / "programs.jsonl"
+        self.programs = HistoryMatcher(store.load(self._history) if self._history else ())
+        self.feed: Announcer | ForestFeed = Announcer(self.lengths)
+        self._client: ForestClient | None = None
+        if name == "forest":
+            self._client = ForestClient(folder and folder / "lengths.npz")
+            self.feed = ForestFeed(self._client, _prompt_ids)
+
+    def follow(self, scheduler: Scheduler) -> None:
+        for learner in (self.lengths, self.programs, self.feed):
+            scheduler.subscribe(learner.observe)
+
+    def close(self, now: float) -> None:
+        """Keep what was learned; a disk that is full costs the history, no more."""
+        if self._client is not None:
+            self._client.close()
+        if self._history is None:
+            return
+        try:
+            self._history.parent.mkdir(parents=True, exist_ok=True)
+            store.save(self._history, self.programs.history.past(now))
+        except OSError as error:
+            log.warning("cannot keep the history of programs: %s", error)
+
+
+def _prompt_ids(request: RequestView) -> Sequence[int]:
+    """The prompt of a request that has just arrived, where the driver has text."""
+    return request.token_ids if isinstance(request, Request) else ()
+
+
+def scheduler(
+    settings: EngineSettings,
+    latency: LatencyModel,
+    num_blocks: int,
+    learners: Learners | None = None,
+) -> Scheduler:
+    """A scheduler with its policy, predictors and subscribers."""
+    learners = learners or Learners(settings.lengths)
+    policy = _policy(settings, latency, learners.lengths, learners.programs)
     pool = BlockPool(num_blocks, settings.block_size, prefix_caching=settings.prefix_caching)
     limits = Limits(settings.max_num_batched_tokens, settings.max_num_seqs, settings.block_size)
     queue = QueueLimits(settings.max_num_queued_reqs, settings.max_num_queued_tokens)
     made = Scheduler(policy, pool, limits, queue_limits=queue, is_checking=settings.check)
     made.programs = ProgramTable(idle_timeout=settings.program_idle_timeout)
-    made.subscribe(lengths.observe)
+    learners.follow(made)
     return made
 
 
-def _policy(settings: EngineSettings, latency: LatencyModel, lengths: Histogram) -> Policy:
-    deps = Dependencies(latency=latency, lengths=lengths)
+def _policy(
+    settings: EngineSettings,
+    latency: LatencyModel,
+    lengths: LengthPredictor,
+    programs: ProgramMatcher,
+) -> Policy:
+    deps = Dependencies(latency=latency, lengths=lengths, programs=programs)
     return make(settings.scheduling_policy, deps, settings.policy_options)
 
 
@@ -97,12 +179,15 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
     runner = ModelRunner(
         model.decoder, kv, Sampler(model.config.vocab_size, model.eos_token_ids), tokenizer
     )
+    folder = None if settings.state_dir is None else Path(settings.state_dir)
+    learners = Learners(settings.lengths, folder)
     made = Engine(
-        scheduler(settings, latency, capacity.num_blocks),
+        scheduler(settings, latency, capacity.num_blocks, learners),
         runner,
         clock,
         latency,
         Random(settings.seed),
+        learners,
     )
     ready = {
         "name": _public_name(settings.model),
@@ -124,7 +209,7 @@ def profile(
     name: str,
     hardware: str,
     on_round: Callable[[int, int], None] = lambda done, rounds: None,
-) -> Profile:
+) -> tuple[list[Timing], Profile]:
     """Load the model, time its steps on this machine and fit a profile. Raises as `engine` does."""
     from giusto.engine.profile import Subject, make_profile, step_gap
 
@@ -132,8 +217,8 @@ def profile(
     made, ready = engine(settings, clock)
     limits = Limits(settings.max_num_batched_tokens, settings.max_num_seqs, settings.block_size)
     subject = Subject(name, hardware, ready["name"], limits, ready["max_model_len"])
-    _, measured = make_profile(made.runner, clock, Random(0), subject, on_round)
-    return replace(measured, gap=step_gap(made))
+    timings, measured = make_profile(made.runner, clock, Random(0), subject, on_round)
+    return timings, replace(measured, gap=step_gap(made))
 
 
 def _public_name(model: str | None) -> str:
@@ -168,10 +253,12 @@ def cluster(
 
     kernel = Kernel()
     truth = Truth({e.id: e.output_tokens for e in entries if e.output_tokens is not None})
-    # One table for all: a program is one program wherever its calls are served.
-    programs = ProgramTable()
+    # One table and one matcher for all: a program is one program wherever its calls are served.
+    table = ProgramTable()
+    matcher = HistoryMatcher() if settings.programs else Unforeseen()
     replicas = [
-        _replica(settings, index, kernel, truth, programs) for index in range(settings.replicas)
+        _replica(settings, index, kernel, truth, (table, matcher))
+        for index in range(settings.replicas)
     ]
     quoted = {piece.source for entry in entries for piece in entry.pieces}
     asks = Asks(settings.classes, quoted=quoted, has_text=settings.prefix_caching)
@@ -179,7 +266,11 @@ def cluster(
 
 
 def _replica(
-    settings: SimSettings, index: int, kernel: Kernel, truth: Truth, programs: ProgramTable
+    settings: SimSettings,
+    index: int,
+    kernel: Kernel,
+    truth: Truth,
+    programs: tuple[ProgramTable, ProgramMatcher],
 ) -> Replica:
     from giusto.sim.executor import SimExecutor
     from giusto.sim.replica import Replica
@@ -188,11 +279,13 @@ def _replica(
     rng = Random(f"{settings.seed} replica {index}")
     error = rng.uniform(1 - settings.model_error, 1 + settings.model_error)
     believed = profile.latency.scaled(error / settings.speed)
-    lengths = Histogram()
+    table, matcher = programs
+    lengths = predictor(settings.lengths, truth)
+    feed = _virtual_forest(kernel) if settings.lengths == "forest" else None
     host_blocks = settings.host_blocks
     caps = Caps(swap=host_blocks > 0, lookahead=settings.lookahead, host_blocks=host_blocks)
     is_oracle = getattr(module_named(settings.policy), "IS_ORACLE", False)
-    deps = Dependencies(believed, lengths, truth if is_oracle else None, caps)
+    deps = Dependencies(believed, lengths, truth if is_oracle else None, caps, matcher)
     made = Scheduler(
         make(settings.policy, deps, settings.policy_options),
         BlockPool(
@@ -204,8 +297,11 @@ def _replica(
         caps=caps,
         is_checking=settings.check,
     )
-    made.programs = programs
+    made.programs = table
     made.subscribe(lengths.observe)
+    made.subscribe(matcher.observe)
+    if feed is not None:
+        made.subscribe(feed.observe)
     executor = SimExecutor(
         profile.latency.scaled(),
         truth,
@@ -214,7 +310,19 @@ def _replica(
         speed=settings.speed,
         link=settings.link,
     )
-    return Replica(index, kernel, made, executor, believed, gap=profile.gap / settings.speed)
+    gap = profile.gap / settings.speed
+    replica = Replica(index, kernel, made, executor, believed, gap=gap)
+    replica.feed = feed
+    return replica
+
+
+def _virtual_forest(kernel: Kernel) -> ForestFeed:
+    """A forest that learns and answers in the simulator's time."""
+    from giusto.predict.forest import Forest, ForestSample
+    from giusto.predict.forest_worker import Desk
+
+    desk = Desk(Forest(), ForestSample(), virtual_cpu())
+    return ForestFeed(InlineForest(desk, lambda: kernel.now))
 
 
 def run_loop(settings: EngineSettings, connection: socket.socket) -> None:
@@ -228,7 +336,10 @@ def run_loop(settings: EngineSettings, connection: socket.socket) -> None:
         except GiustoError as error:
             connection.sendall(pack_frame({"failed": str(error)}))
             return
-        Loop(made, connection).run(ready)
+        try:
+            Loop(made, connection).run(ready)
+        finally:
+            made.close()
 
 
 def backend(
@@ -238,7 +349,8 @@ def backend(
 
     Raises ConfigError for an unknown policy or option at once, before a model is loaded.
     """
-    _policy(settings, LinearLatency((0.0,) * NUM_TERMS), Histogram())
+    lengths = predictor(settings.lengths)
+    _policy(settings, LinearLatency((0.0,) * NUM_TERMS), lengths, Unforeseen())
     from giusto.engine.backend import EmbeddedBackend
     from giusto.engine.launch import ProcessLauncher, ThreadLauncher
 

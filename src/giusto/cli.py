@@ -108,6 +108,13 @@ def serve(
     policy_option: Annotated[
         list[str] | None, typer.Option(help="name=value, as `giusto policies` lists them.")
     ] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(help="How output lengths are bounded: histogram, forest. [histogram]"),
+    ] = None,
+    state_dir: Annotated[
+        str | None, typer.Option(help="Folder that keeps what was learned across restarts. [none]")
+    ] = None,
     max_model_len: Annotated[
         int | None, typer.Option(min=2, help="Tokens of prompt and answer. [the model's]")
     ] = None,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,16 @@ from engines import make_family, random_prompt
 from giusto import build
 from giusto.core.clock import WallClock
 from giusto.core.errors import ConfigError, ModelError
-from giusto.core.events import Arrived, Event, Finished, Rejected, Stepped
-from giusto.core.request import FinishReason, Reason, SamplingParams, Submission
+from giusto.core.events import (
+    LEVELS,
+    Arrived,
+    Estimated,
+    Event,
+    Finished,
+    Rejected,
+    Stepped,
+)
+from giusto.core.request import FinishReason, ProgramRef, Reason, SamplingParams, Submission
 from giusto.core.slo import Streaming
 from giusto.engine.settings import EngineSettings
 from giusto.server.backend import BackendDied, Chunk, Refused
@@ -260,6 +269,96 @@ def test_the_death_of_the_engine_ends_open_requests(family):
             await asyncio.wait_for(backend.drain(WAIT), WAIT)
 
     asyncio.run(run())
+
+
+def test_the_engine_explains_an_open_request(family):
+    """Facts of a running request and of its policy's view come back; None for an unknown one."""
+
+    async def run():
+        async with running(family.folder) as backend:
+            stream = backend.submit(ask("a", **ENDLESS))
+            await anext(stream)
+            facts = await asyncio.wait_for(backend.explain("a"), WAIT)
+            assert (facts["id"], facts["state"], facts["of"]) == ("a", "running", 1)
+            assert facts["output_tokens"] >= 1
+            assert facts["granted_tokens"] == 1
+            assert facts["policy"]["group"] == "decodes without a promise"
+            assert await asyncio.wait_for(backend.explain("b"), WAIT) is None
+            await stream.aclose()
+
+    asyncio.run(run())
+
+
+def test_who_asks_why_learns_that_the_engine_has_died(family):
+    """A question that no engine is left to answer ends with its death."""
+
+    async def run():
+        async with running(family.folder, isolate=True) as backend:
+            backend._launched.process.send_signal(signal.SIGKILL)
+            with pytest.raises(BackendDied):
+                await asyncio.wait_for(backend.explain("a"), WAIT)
+            assert not backend.is_alive
+            with pytest.raises(BackendDied):
+                await backend.explain("a")
+
+    asyncio.run(run())
+
+
+def test_what_was_learned_of_programs_outlives_a_restart(family, tmp_path):
+    """A program that ended is in the state folder, and is read by the next engine."""
+
+    async def run(name: str) -> None:
+        async with running(family.folder, state_dir=str(tmp_path / "state")) as backend:
+            call = replace(ask(name), program=ProgramRef(name, "only", final=True, app="test"))
+            await collect(backend, call)
+
+    asyncio.run(run("first"))
+    history = tmp_path / "state" / "programs.jsonl"
+    assert len(history.read_text().splitlines()) == 2
+    asyncio.run(run("second"))
+    assert len(history.read_text().splitlines()) == 3
+
+
+def test_a_broken_history_is_set_aside(family, tmp_path, caplog):
+    """The engine starts without it, says so, and keeps the file."""
+    history = tmp_path / "programs.jsonl"
+    history.write_text("no history\n")
+
+    async def run() -> None:
+        async with running(family.folder, state_dir=str(tmp_path)) as backend:
+            await collect(backend, ask("a"))
+
+    asyncio.run(run())
+    assert "program history" in caplog.text
+    assert (tmp_path / "programs.jsonl.bad").read_text() == "no history\n"
+
+
+def test_a_forest_of_lengths_works_beside_the_engine(family, tmp_path):
+    """Requests are answered while it learns in its own process, and its sample is kept."""
+
+    async def run() -> None:
+        async with running(family.folder, lengths="forest", state_dir=str(tmp_path)) as backend:
+            for number in range(3):
+                await collect(backend, ask(str(number)))
+
+    asyncio.run(run())
+    assert (tmp_path / "lengths.npz").exists()
+
+
+def test_length_bounds_are_told_to_who_subscribes(family):
+    """Each arrival is followed by an estimate at every level."""
+    seen: list[Event] = []
+
+    async def run() -> None:
+        async with running(family.folder) as backend:
+            backend.subscribe(seen.append)
+            await collect(backend, ask("a"))
+
+    asyncio.run(run())
+    (told,) = [event for event in seen if isinstance(event, Estimated)]
+    assert told.request_id == "a"
+    assert len(told.lengths) == len(LEVELS)
+    assert list(told.lengths) == sorted(told.lengths)
 
 
 @pytest.mark.parametrize("isolate", [False, True], ids=["thread", "process"])

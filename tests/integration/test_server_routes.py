@@ -161,6 +161,7 @@ def test_only_the_key_opens(backend, header):
         ("GET", "/v1/models/fake"),
         ("GET", "/metrics"),
         ("GET", "/load"),
+        ("GET", "/debug/requests/x"),
     ]:
         response = InProcess(app).request(method, path, headers=headers)
         assert error(response, 401)["code"] == "invalid_api_key"
@@ -186,6 +187,24 @@ def test_every_key_is_compared_in_constant_time(backend, monkeypatch):
     assert api.get("/v1/models").status_code == 200
     # No early exit, and digests of one length whatever the length of the secret.
     assert compared == [(hashlib.sha256().digest_size,) * 2] * 3
+
+
+def test_why_a_request_stands_where_it_stands_is_told_to_admins_only(backend):
+    """An open request is explained under an admin key; others have no such key, or no such id."""
+    keys = (ApiKey.of("user", "u"), ApiKey.of("boss", "b", is_admin=True))
+    app = create_app(backend, ServerSettings(keys=keys))
+    backend.open.add("chatcmpl-1")
+    path = "/debug/requests/chatcmpl-1"
+    user, boss = (InProcess(app, authorization=f"Bearer {secret}") for secret in "ub")
+    assert error(user.get(path), 403)["code"] == "admin_key_required"
+    assert boss.get(path).json() == {"id": "chatcmpl-1", "state": "running"}
+    assert error(boss.get("/debug/requests/gone"), 404)["code"] == "request_not_found"
+    backend.open.clear()
+
+
+def test_an_open_server_has_no_admin(api):
+    """Without keys nobody is an admin."""
+    assert error(api.get("/debug/requests/x"), 403)["code"] == "admin_key_required"
 
 
 # Identity, origins, logs

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import assert_type
 
 from giusto.core.clock import Clock, VirtualClock, WallClock
-from giusto.core.events import Estimated, Event, Finished, Stepped
+from giusto.core.events import LEVELS, Estimated, Event, Finished, Stepped
 from giusto.core.kv import BlockPool
 from giusto.core.latency import BatchShape, LatencyModel, LinearLatency
 from giusto.core.pack import pack
@@ -68,7 +68,7 @@ def schedule(policy: Policy, subscriber: Callable[[Event], None]) -> None:
     sampling = SamplingParams(max_tokens=8)
     slo = Streaming(ttft=0.5, tpot=0.05)
     scheduler.add(Submission("a", 0.0, 12, slo=slo, sampling=sampling), 0.0)
-    scheduler.inform(Estimated("a", 40.0, 0.0))
+    scheduler.inform(Estimated("a", (40.0,) * len(LEVELS), 0.0))
     plan = scheduler.schedule(0.0)
     assert_type(plan, Plan)
     check(plan, scheduler.view(0.0))

@@ -10,11 +10,16 @@ import pytest
 from giusto.core.events import Arrived
 from giusto.core.latency import LinearLatency
 from giusto.core.plan import Caps, Limits, Plan, check
-from giusto.core.slo import SLO, BestEffort, Deadline, Streaming
+from giusto.core.request import RequestView
+from giusto.core.slo import SLO, BestEffort, Deadline, Program, Streaming
 from giusto.policies import make
 from giusto.policies.base import Dependencies
-from giusto.policies.giusto import Giusto, Job, Supply, choose
+from giusto.policies.giusto import Giusto
+from giusto.policies.giusto.choice import Job, Supply, choose
+from giusto.policies.giusto.cost import Cost
+from giusto.policies.giusto.forecast import Forecast
 from giusto.predict.base import Constant
+from giusto.programs.base import Outlook, Unforeseen
 from strategies import LiteralView, decoding, request
 
 #: 10 ms a step, 1 ms a prompt token, 0.5 ms a decoding sequence.
@@ -213,6 +218,95 @@ def test_it_stays_sane_on_literal_views(slos: list[SLO], caps: Caps) -> None:
         ]
         plan = plan_of(view_of(running=running, waiting=waiting, caps=caps))
         assert plan.grants
+
+
+# Pausing, yielding, foretelling
+
+
+def ahead_and_tight() -> LiteralView:
+    """Eight streams 100 ms ahead, and a deadline that needs a token each 12 ms: together 14.5."""
+    streams = [stream(f"s{i}", 0.1) for i in range(8)]
+    tight = decoding("d", slo=Deadline(1.0), arrival=NOW + 0.252 - 1.0)
+    return view_of(running=[*streams, tight])
+
+
+def test_streams_that_are_ahead_skip_a_step_that_is_too_long_for_a_deadline() -> None:
+    """As many as make the step short enough, and no more."""
+    granted = tokens(plan_of(ahead_and_tight()))
+    assert granted.pop("d") == 1
+    assert len(granted) == 3
+
+
+@pytest.mark.parametrize("options", [{"pauses": False}, {"patience": 9}])
+def test_nobody_is_paused_without_the_rule_or_too_little_ahead(options: dict[str, object]) -> None:
+    """Switched off, or with more steps asked for than they are ahead, all streams are served."""
+    view = ahead_and_tight()
+    granted = tokens(policy(**options).plan(view))
+    assert {f"s{i}" for i in range(8)} <= granted.keys()
+
+
+def test_a_driver_that_cannot_pause_serves_all() -> None:
+    """What the rule needs is asked of the driver."""
+    view = ahead_and_tight()
+    view.caps = NO_CAPS
+    assert {f"s{i}" for i in range(8)} <= tokens(plan_of(view)).keys()
+
+
+def full_of_missed() -> LiteralView:
+    """Both slots are held by missed deadlines; a stream waits that could be in time."""
+    missed = [decoding(f"m{i}", slo=Deadline(1.0), arrival=NOW - 9 - i) for i in range(2)]
+    fresh = request("fresh", 20, slo=Streaming(0.5, 0.04), arrival=NOW)
+    return view_of(running=missed, waiting=[fresh], limits=Limits(512, 2, 4))
+
+
+def test_a_missed_promise_yields_its_place_to_one_that_can_be_kept() -> None:
+    """One of them is preempted, and the stream's prompt is computed at once."""
+    plan = plan_of(full_of_missed())
+    assert tokens(plan)["fresh"] == 20
+    assert len(plan.preempt) == 1
+
+
+def test_nobody_yields_without_the_rule() -> None:
+    """Switched off, it waits for a slot."""
+    plan = plan_of(full_of_missed(), policy(yields=False))
+    assert "fresh" not in tokens(plan)
+    assert plan.preempt == ()
+
+
+def test_a_promise_that_can_be_kept_yields_to_nobody() -> None:
+    """With no missed one among the residents the newcomer waits."""
+    kept = [stream(f"s{i}", 0.03) for i in range(2)]
+    fresh = request("fresh", 20, slo=Streaming(0.5, 0.04), arrival=NOW)
+    plan = plan_of(view_of(running=kept, waiting=[fresh], limits=Limits(512, 2, 4)))
+    assert plan.preempt == ()
+    assert "fresh" not in tokens(plan)
+
+
+class Foretold(Unforeseen):
+    """Sixty more tokens on the way, and three seconds of tools."""
+
+    def outlook(self, request: RequestView) -> Outlook:
+        return Outlook(stages=2, calls=4, output_tokens=90, path_tokens=60, tool_time=3.0)
+
+
+def test_a_calls_share_of_its_programs_time_is_by_what_is_foretold() -> None:
+    """Of nine seconds less the tools' three a call of 20 tokens has a quarter before 60 more."""
+    call = request("c", 20, slo=Program(9.0), arrival=NOW)
+    forecast = Forecast(Constant(20), Foretold())
+    assert forecast.call_due(call, view_of()) == pytest.approx(NOW + 6.0 / 4)
+    assert Forecast(Constant(20), Unforeseen()).call_due(call, view_of()) == NOW + 9.0
+    cost = Cost(0.01, 0.0005, 0.001)
+    ahead = forecast.ahead(call, view_of(), cost)
+    assert (ahead.calls, ahead.work) == (5.0, pytest.approx(90 * 0.0005))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("patience", 0.5), ("program_value", -1), ("eager", 0), ("window", 0)]
+)
+def test_other_parameters_are_checked_too(name: str, value: float) -> None:
+    """Each names itself."""
+    with pytest.raises(Exception, match=name):
+        policy(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["headroom", "spare", "blocking", "reserve"])

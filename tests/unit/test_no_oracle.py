@@ -19,10 +19,13 @@ from giusto.policies import REGISTRY
 from harness import HONEST, Drive, policy_named
 from strategies import mixed_load
 
+#: Run in a process of their own, off the scheduler's thread.
+APART = ("forest.py", "forest_worker.py")
 SOURCES = [
     path
     for package in (giusto.policies, giusto.predict)
-    for path in sorted(Path(package.__file__).parent.glob("*.py"))
+    for path in sorted(Path(package.__file__).parent.rglob("*.py"))
+    if path.name not in APART
 ]
 HIDDEN = {
     "sampling",

@@ -146,6 +146,31 @@ def test_an_overdue_pin_goes_first() -> None:
     assert grants(plan) == [("a", 4), ("b", 1)]
 
 
+def test_a_want_of_nothing_skips_the_step() -> None:
+    """The resident gets no token and keeps its blocks."""
+    view = LiteralView([decoding("a"), decoding("b")])
+    plan = pack([Want("a", 0), Want("b")], view)
+    assert grants(plan) == [("b", 1)]
+    assert plan.preempt == ()
+
+
+def test_a_want_of_nothing_is_not_the_first_to_lose_its_blocks() -> None:
+    """Who is not wanted at all loses them before it."""
+    view = LiteralView(
+        [decoding("grows", 8), decoding("skips", 8), decoding("unwanted", 8)], free_blocks=0
+    )
+    plan = pack([Want("grows"), Want("skips", 0)], view)
+    assert grants(plan) == [("grows", 1)]
+    assert plan.preempt == (Preempt("unwanted"),)
+
+
+def test_an_overdue_pin_is_served_though_it_was_to_get_nothing() -> None:
+    """Otherwise a policy that pauses it for ever would stop it for ever."""
+    view = LiteralView([decoding("a"), decoding("b")])
+    view.pin = Pin("a", is_overdue=True)
+    assert grants(pack([Want("b"), Want("a", 0)], view)) == [("a", 1), ("b", 1)]
+
+
 def test_a_pin_that_is_not_overdue_has_no_right_of_way() -> None:
     """It may be paused like anybody else."""
     view = LiteralView([decoding("a"), decoding("b")])

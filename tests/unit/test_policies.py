@@ -245,4 +245,4 @@ def test_policies_with_the_floor_serve_the_starved_first() -> None:
 def test_a_policy_is_built_with_its_predictor() -> None:
     """The harness hands out policy and predictor together."""
     policy, lengths = policy_named("giusto")
-    assert policy.lengths is lengths
+    assert policy.forecast.lengths is lengths

@@ -7,21 +7,32 @@ import random
 import pytest
 
 from giusto.core.events import Arrived, Finished, Rejected
-from giusto.core.request import FinishReason, Reason, Request
-from giusto.predict.base import Constant
-from giusto.predict.histogram import MIN_SAMPLES, Histogram
+from giusto.core.request import FinishReason, ProgramRef, Reason, Request
+from giusto.predict.base import Constant, LengthPredictor, Oracle
+from giusto.predict.histogram import APP_SAMPLES, MAX_APPS, MIN_SAMPLES, Histogram
 from strategies import request
 
 
-def at(emitted: int, cap: int = 2048) -> Request:
-    made = request("asked", output=emitted)
-    made.cap = cap
+def of_app(made: Request, app: str | None) -> Request:
+    made.ref = None if app is None else ProgramRef("p", made.id, app=app)
     return made
 
 
-def learn(lengths: Histogram, name: str, length: int, reason: str = FinishReason.STOP) -> None:
+def at(emitted: int, cap: int = 2048, app: str | None = None) -> Request:
+    made = request("asked", output=emitted)
+    made.cap = cap
+    return of_app(made, app)
+
+
+def learn(
+    lengths: Histogram,
+    name: str,
+    length: int,
+    reason: FinishReason = FinishReason.STOP,
+    app: str | None = None,
+) -> None:
     """Tell it of a request that ended after so many tokens."""
-    made = request(name)
+    made = of_app(request(name), app)
     lengths.observe(Arrived(made, 0.0))
     made.num_output_tokens = length
     lengths.observe(Finished(name, 1.0, reason))
@@ -105,8 +116,66 @@ def test_a_quantile_lies_between_none_and_all(quantile: float) -> None:
         Histogram(quantile)
 
 
+def test_a_stated_chance_holds_for_a_finite_sample() -> None:
+    """Of n lengths the ceil((n + 1) q)-th bounds the next with a chance of q; the last at most."""
+    lengths = Histogram()
+    for i in range(1, 20):
+        learn(lengths, f"r{i}", i)
+    bounds = [lengths.remaining(at(0), level) for level in (0.05, 0.5, 0.9, 0.95, 0.99)]
+    assert bounds == [1, 10, 18, 19, 19]
+    assert lengths.remaining(at(10), 0.5) == 5
+
+
+def test_no_bound_exceeds_the_cap() -> None:
+    """However long others got: the next one would be cut there."""
+    lengths = Histogram()
+    for i in range(5):
+        learn(lengths, f"r{i}", 100, FinishReason.LENGTH)
+    assert lengths.remaining(at(0, cap=80), 0.95) == 80
+    assert lengths.remaining(at(79, cap=80), 0.95) == 1
+    assert lengths.remaining(at(80, cap=80), 0.95) == 1
+
+
+def test_an_app_is_compared_with_its_own() -> None:
+    """Once it has enough lengths; before, and where too few came as far, with its whole class."""
+    lengths = Histogram()
+    for i in range(APP_SAMPLES - 1):
+        learn(lengths, f"long{i}", 200)
+        learn(lengths, f"short{i}", 10, app="mail")
+    assert lengths.remaining(at(0, app="mail"), 0.9) == 200
+    learn(lengths, "last", 10, app="mail")
+    assert lengths.remaining(at(0, app="mail"), 0.9) == 10
+    assert lengths.remaining(at(10, app="mail"), 0.9) == 190
+    assert lengths.remaining(at(0, app="other"), 0.9) == 200
+    assert lengths.remaining(at(0), 0.9) == 200
+
+
+def test_apps_are_bounded() -> None:
+    """Clients name them: beyond the limit the one not heard of for longest is forgotten."""
+    lengths = Histogram()
+    for app in ["first", "second"] * APP_SAMPLES:
+        learn(lengths, "r", 10, app=app)
+    for i in range(MAX_APPS - 1):
+        learn(lengths, "r", 500, app=f"app{i}")
+    assert lengths.remaining(at(0, app="second"), 0.9) == 10
+    assert lengths.remaining(at(0, app="first"), 0.9) == 500
+
+
 def test_a_constant_is_constant() -> None:
     """It counts down to one and learns nothing."""
     lengths = Constant(10)
     lengths.observe(Finished("a", 0.0, FinishReason.STOP))
     assert [lengths.remaining(at(n)) for n in (0, 4, 20)] == [10, 6, 1]
+
+
+def test_an_oracle_knows() -> None:
+    """The true rest at every level, and it learns nothing."""
+
+    class Truth:
+        def output_tokens(self, request_id: str) -> int:
+            return {"asked": 10}[request_id]
+
+    lengths: LengthPredictor = Oracle(Truth())
+    lengths.observe(Finished("a", 0.0, FinishReason.STOP))
+    assert [lengths.remaining(at(n), 0.9) for n in (0, 4, 20)] == [10, 6, 1]
+    assert lengths.remaining(at(0)) == 10

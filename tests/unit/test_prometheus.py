@@ -8,9 +8,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from giusto.core.events import (
+    LEVELS,
     Admitted,
     Arrived,
     Demoted,
+    Estimated,
     Event,
     Finished,
     Preempted,
@@ -23,7 +25,7 @@ from giusto.core.latency import BatchShape
 from giusto.core.plan import StepOutcome, StepTimes, Yield
 from giusto.core.request import FinishReason, ProgramRef, Reason, Request, Submission
 from giusto.core.slo import SLO, BestEffort, Program, Streaming
-from giusto.metrics import prometheus
+from giusto.metrics import bounds, prometheus
 from giusto.metrics.prometheus import PrometheusMetrics
 
 CHAT = Streaming(ttft=1.0, tpot=1.0)
@@ -116,6 +118,48 @@ def test_one_request_from_arrival_to_end(metrics: PrometheusMetrics) -> None:
     assert {name: seen[name] for name in expected} == pytest.approx(expected)
     assert not any("slo_missed" in name for name in seen)
     assert not any(name.startswith("vllm") for name in seen)
+
+
+def told(request_id: str, tokens: float) -> Estimated:
+    return Estimated(request_id, (tokens,) * len(LEVELS), 0.0)
+
+
+def test_length_bounds_are_judged_as_requests_end(metrics: PrometheusMetrics) -> None:
+    """The first bound told of a request counts, and only where the output ended by itself."""
+    bound = "giusto_length_bounds_total{held=%s,level=0.95,service_class=chat}"
+    seen = feed(
+        metrics,
+        *(arrived(name, 0.0) for name in ("short", "long", "cut", "untold")),
+        told("short", 4),
+        told("short", 1),
+        told("long", 1),
+        told("cut", 1),
+        stepped(0.5, dict.fromkeys(("short", "long", "cut", "untold"), Yield((1, 2)))),
+        Finished("short", 0.6, FinishReason.STOP),
+        Finished("long", 0.6, FinishReason.STOP),
+        Finished("cut", 0.6, FinishReason.LENGTH),
+        Finished("untold", 0.6, FinishReason.STOP),
+    )
+    assert (seen[bound % "true"], seen[bound % "false"]) == (1, 1)
+    assert seen["giusto_length_bound_ratio_total{level=0.95,service_class=chat}"] == 2 + 0.5
+
+
+def test_bounds_of_open_requests_are_bounded(
+    metrics: PrometheusMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond so many the oldest go unjudged."""
+    monkeypatch.setattr(bounds, "KEPT", 1)
+    seen = feed(
+        metrics,
+        arrived("a", 0.0),
+        arrived("b", 0.0),
+        told("a", 4),
+        told("b", 4),
+        stepped(0.5, dict.fromkeys("ab", ONE)),
+        Finished("a", 0.6, FinishReason.STOP),
+        Finished("b", 0.6, FinishReason.STOP),
+    )
+    assert seen["giusto_length_bounds_total{held=true,level=0.9,service_class=chat}"] == 1
 
 
 def test_a_busy_batch_is_counted_whole(metrics: PrometheusMetrics) -> None:

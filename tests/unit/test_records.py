@@ -76,7 +76,7 @@ def test_a_record_has_what_the_events_said() -> None:
     (record,) = observe(
         arrived("a", 1.0, service_class="chat", tenant="t", weight=2.0, cap=99),
         Admitted("a", 1.5, cached_tokens=4),
-        Estimated("a", 50.0, 1.5),
+        Estimated("a", (50.0,), 1.5),
         stepped(2.0, "a"),
         Preempted("a", 2.5),
         Resumed("a", 2.7, cached_tokens=9),

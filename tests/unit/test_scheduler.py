@@ -638,7 +638,7 @@ def test_estimates_reach_the_policy() -> None:
     made = make()
     told = []
     made.subscribe(told.append)
-    event = ev.Estimated("a", 12.0, 1.0)
+    event = ev.Estimated("a", (12.0,), 1.0)
     made.inform(event)
     assert told == [event] == made.policy.seen
 

@@ -115,7 +115,7 @@ outcomes = st.builds(
 )
 reasons = st.sampled_from(Reason)
 kinds = (
-    st.builds(ev.Estimated, names, spans, times),
+    st.builds(ev.Estimated, names, st.lists(spans, max_size=8).map(tuple), times),
     st.builds(ev.Admitted, names, times, counts),
     st.builds(ev.Resumed, names, times, counts),
     st.builds(ev.Preempted, names, times),

@@ -113,6 +113,8 @@ class Search:
             "enable_prefix_caching": True,
             "config": None,
             "speed": 1.0,
+            "lengths": "histogram",
+            "programs": True,
             "lookahead": 0,
             "swap_space": None,
             "overlap": 0.0,

@@ -36,10 +36,15 @@ def profile(
     kv_cache_memory: Annotated[
         str | None, typer.Option(help="KV memory, such as 2G. [as `giusto serve`]")
     ] = None,
+    serve_for: Annotated[
+        float, typer.Option(min=0, help="Seconds of serving whose steps count too; 0 for none.")
+    ] = 90.0,
 ) -> None:
     """Measure the embedded engine on this machine and write a profile; takes minutes.
 
-    Let nothing else run meanwhile. Simulate with it:
+    A grid of steps is timed in a quiet process; then the engine serves the built-in workload beside
+    its server and a client, for steps take longer there. Let nothing else run meanwhile. Simulate
+    with it:
 
         giusto profile --out here.json
 
@@ -69,7 +74,15 @@ def profile(
         errors = Console(stderr=True)
         errors.print("Loading the model …")
         with bar(errors, "measuring rounds of steps", 8) as advance:
-            made = build.profile(settings, name or out.stem, hardware(), lambda *_: advance())
+            timings, made = build.profile(
+                settings, name or out.stem, hardware(), lambda *_: advance()
+            )
+        if serve_for:
+            from giusto.commands import serving
+
+            errors.print(f"Serving for {serve_for:g} s …")
+            rate = serving.rate_for(made.latency)
+            made = serving.refit(made, timings, serving.watch(settings, rate, serve_for))
         made.write(out)
         Console().print(residuals(made))
         errors.print(f"Written to {out}; simulate with: giusto simulate --profile {out}")

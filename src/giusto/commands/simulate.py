@@ -23,8 +23,8 @@ DEFAULT_PROFILE = "smollm2-135m-cpu"
 Workload = Annotated[
     str,
     typer.Option(
-        help="`mixed`, chat, interactive-batch, tenants, slo-mix, agents; samples of traces: "
-        "azure-code, azure-conversation, mooncake, sharegpt; a JSON Lines file; or "
+        help="`mixed`, chat, interactive-batch, tenants, slo-mix, agents, tempo-mix; samples of "
+        "traces: azure-code, azure-conversation, mooncake, sharegpt; a JSON Lines file; or "
         "reader:path[#part], such as adaserve:mix.csv.gz#fig8-9_rps3.2_ol256."
     ),
 ]
@@ -45,7 +45,16 @@ Rates = Annotated[
 ]
 Seeds = Annotated[str, typer.Option(help="Seeds of arrivals, contents and noise, with commas.")]
 Duration = Annotated[
-    float | None, typer.Option(help="Seconds during which requests arrive. [300; a trace: all]")
+    float | None,
+    typer.Option(help="Seconds during which requests arrive. [300; tempo-mix: 600; a trace: all]"),
+]
+Warmup = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Seconds from the start: what arrives in them is served but not counted, a program "
+        "by its opening. [0; tempo-mix: 60]",
+    ),
 ]
 NumPrompts = Annotated[int | None, typer.Option(min=1, help="Stop after so many arrivals.")]
 Arrivals = Annotated[
@@ -95,6 +104,19 @@ Overlap = Annotated[
     float,
     typer.Option(min=0, max=1, help="Share of a step's computation that hides swapping."),
 ]
+Lengths = Annotated[
+    str,
+    typer.Option(
+        help="What policies are told of output lengths: `histogram`, forest, constant:TOKENS, or "
+        "oracle, the truth."
+    ),
+]
+Programs = Annotated[
+    bool,
+    typer.Option(
+        "--programs/--no-programs", help="Tell policies what history says of programs. [on]"
+    ),
+]
 Check = Annotated[bool, typer.Option("--check", help="Verify every plan; slower.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes. [one per core]")]
 Records = Annotated[
@@ -113,6 +135,7 @@ def simulate(
     request_rate: Rates = None,
     seed: Seeds = "0",
     duration: Duration = None,
+    warmup: Warmup = None,
     num_prompts: NumPrompts = None,
     arrivals: Arrivals = "poisson",
     burstiness: Burstiness = 1.0,
@@ -125,6 +148,8 @@ def simulate(
     enable_prefix_caching: PrefixCaching = True,
     config: Config = None,
     speed: Speed = 1.0,
+    lengths: Lengths = "histogram",
+    programs: Programs = True,
     lookahead: Lookahead = 0,
     swap_space: SwapSpace = None,
     overlap: Overlap = 0.0,
@@ -152,6 +177,7 @@ def sweep(
     profile: ProfileName = DEFAULT_PROFILE,
     seed: Seeds = "0",
     duration: Duration = None,
+    warmup: Warmup = None,
     num_prompts: NumPrompts = None,
     arrivals: Arrivals = "poisson",
     burstiness: Burstiness = 1.0,
@@ -164,6 +190,8 @@ def sweep(
     enable_prefix_caching: PrefixCaching = True,
     config: Config = None,
     speed: Speed = 1.0,
+    lengths: Lengths = "histogram",
+    programs: Programs = True,
     lookahead: Lookahead = 0,
     swap_space: SwapSpace = None,
     overlap: Overlap = 0.0,
@@ -233,6 +261,8 @@ def grid(given: dict[str, Any]) -> list[SimRun]:
                     machine,
                     name,
                     options,
+                    lengths=given["lengths"],
+                    programs=given["programs"],
                     replicas=given["replicas"],
                     router=given["router"],
                     seed=seed,
@@ -256,7 +286,8 @@ def grid(given: dict[str, Any]) -> list[SimRun]:
                     _answers(given["answers"]),
                 )
                 path = _record_path(given["records"], label, rate, seed, len(runs))
-                runs.append(SimRun(settings, load, label, given["slo_scale"], path))
+                scale, warmup = given["slo_scale"], given.get("warmup")
+                runs.append(SimRun(settings, load, label, scale, path, warmup))
     return runs
 
 

@@ -6,7 +6,9 @@ whole batch as tuples; there is no object per token.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from giusto.core.plan import PreemptHow, StepOutcome
 from giusto.core.request import FinishReason, Reason, RequestView
@@ -23,13 +25,26 @@ class Arrived:
     now: float
 
 
+#: Chances at which length bounds are told.
+LEVELS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+
+
 @dataclass(frozen=True, slots=True)
 class Estimated:
-    """A predictor's upper bound on the output tokens of a request; told by `inform`."""
+    """How long a request's whole output may be, by a model off the step path; told by `inform`.
+
+    `lengths` are tokens: quantiles of the whole output, never falling, at the chances `LEVELS`.
+    """
 
     request_id: str
-    output_tokens: float
+    lengths: tuple[float, ...]
     now: float
+
+
+class Feed(Protocol):
+    """Where a driver gets `Estimated` events from; asked before each plan, it never waits."""
+
+    def poll(self, now: float) -> Iterable[Estimated]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,10 +85,11 @@ def pack(
 
 
 def _pin_first(wants: Iterable[Want], view: View, pin: str) -> Iterator[Want]:
-    """Move the pin to the front; with one block's worth of tokens when it was not wanted."""
+    """Move the pin to the front; with one block's worth of tokens when it was to get nothing."""
     rest = list(wants)
     wanted = [want for want in rest if want.request_id == pin]
-    front = wanted[0] if wanted else Want(pin, view.limits.block_size)
+    is_served = wanted and wanted[0].max_tokens != 0
+    front = wanted[0] if is_served else Want(pin, view.limits.block_size)
     return iter([front, *(want for want in rest if want.request_id != pin)])
 
 
@@ -160,7 +161,7 @@ class _Packing:
 
     def _serve_resident(self, want: Want, request: RequestView) -> None:
         remaining = request.num_remaining_tokens
-        is_decode = remaining == 1 and want.spec is None
+        is_decode = remaining == 1 and want.spec is None and want.max_tokens is None
         num_tokens = 1 if is_decode else self._num_tokens(want, remaining)
         if num_tokens < 1:
             return

@@ -181,7 +181,11 @@ class Spec:
 
 
 class Want(NamedTuple):
-    """One entry of a policy's order: serve this request, with at most so many tokens."""
+    """One entry of a policy's order: serve this request, with at most so many tokens.
+
+    0 keeps a resident's place in the order for a step that it skips: it is not the first to lose
+    its blocks.
+    """
 
     request_id: str
     max_tokens: int | None = None

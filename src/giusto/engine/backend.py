@@ -84,6 +84,8 @@ class EmbeddedBackend:
         self._samples: dict[str, _Sample] = {}
         self._observers: list[Callable[[ev.Event], None]] = []
         self._load = ReplicaView()
+        self._asked: dict[int, asyncio.Future[dict[str, Any] | None]] = {}
+        self._num_asked = 0
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self.is_alive = False
@@ -152,6 +154,23 @@ class EmbeddedBackend:
 
     def close_program(self, program_id: str) -> None:
         self._send({"op": "close_program", "id": program_id})
+
+    async def explain(self, request_id: str) -> dict[str, Any] | None:
+        """Ask the scheduler why a request stands where it stands; None for one it does not have.
+
+        Raises BackendDied when the engine is gone.
+        """
+        if not self.is_alive:
+            raise BackendDied("the engine is not running")
+        self._num_asked += 1
+        number = self._num_asked
+        answer: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        self._send({"op": "explain", "ask": number, "id": request_id})
+        try:
+            return await answer
+        finally:
+            del self._asked[number]
 
     # Life
 
@@ -236,15 +255,26 @@ class EmbeddedBackend:
         try:
             while data := await reader.read(_READ_BYTES):
                 for message in frames.feed(data):
-                    self._load = ReplicaView(**message["load"])
-                    for event in message["events"]:
-                        self._route(event)
+                    self._take(message)
         except (ConnectionError, ValueError):
             log.exception("the connection to the engine broke")
         finally:
             self.is_alive = False
             for request in self._open.values():
                 request.chunks.put_nowait(BackendDied("the engine ended"))
+            for answer in self._asked.values():
+                if not answer.done():
+                    answer.set_exception(BackendDied("the engine ended"))
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "explained" in message:
+            answer = self._asked.get(message["explained"])
+            if answer is not None and not answer.done():
+                answer.set_result(message["facts"])
+            return
+        self._load = ReplicaView(**message["load"])
+        for event in message["events"]:
+            self._route(event)
 
     def _route(self, data: list[Any]) -> None:
         event = self._arrived(data) if data[0] == "Arrived" else decode_event(data)

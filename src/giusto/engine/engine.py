@@ -9,9 +9,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
+from typing import Any, Protocol
 
 from giusto.core.clock import Clock
-from giusto.core.events import Event, Finished, Rejected
+from giusto.core.events import Event, Feed, Finished, Rejected
+from giusto.core.explain import explain
 from giusto.core.latency import BatchShape, LatencyModel
 from giusto.core.plan import Plan, StepOutcome, StepTimes, Yield
 from giusto.core.request import FinishReason, Submission
@@ -19,6 +21,16 @@ from giusto.core.scheduler import Scheduler
 from giusto.engine.runner import Execution, ModelRunner
 
 log = logging.getLogger(__name__)
+
+
+class Learners(Protocol):
+    """What the scheduler's policy learns with, beside the steps."""
+
+    @property
+    def feed(self) -> Feed: ...
+    def close(self, now: float) -> None:
+        """Keep what was learned."""
+        ...
 
 
 class Engine:
@@ -34,12 +46,14 @@ class Engine:
         clock: Clock,
         latency: LatencyModel,
         seeds: Random,
+        learners: Learners | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.clock = clock
         self.latency = latency
         self._seeds = seeds
+        self._learners = learners
         self.step_time = 0.0
 
     def submit(self, ask: Submission) -> None:
@@ -52,9 +66,20 @@ class Engine:
     def abort(self, request_id: str) -> None:
         self.scheduler.abort(request_id, self.clock.now())
 
+    def explain(self, request_id: str) -> dict[str, Any] | None:
+        """Why a request stands where it stands; None when it is not here."""
+        now = self.clock.now()
+        try:
+            return explain(self.scheduler.view(now), self.scheduler.policy, request_id)
+        except KeyError:
+            return None
+
     def step(self) -> tuple[list[Event], float | None]:
         """Do one step; returns the events since the last, and when to wake if nothing was done."""
         planned = self.clock.now()
+        if self._learners is not None:
+            for estimate in self._learners.feed.poll(planned):
+                self.scheduler.inform(estimate)
         plan = self.scheduler.schedule(planned)
         started = self.clock.now()
         if not plan.grants:
@@ -66,6 +91,11 @@ class Engine:
         times = StepTimes(plan=started - planned, forward=ended - started)
         outcome = StepOutcome(plan.step, started, ended, execution.shape, execution.yields, times)
         return self._taken(self.scheduler.commit(plan.step, outcome, ended)), None
+
+    def close(self) -> None:
+        """Keep what was learned; nothing is asked of the engine after it."""
+        if self._learners is not None:
+            self._learners.close(self.clock.now())
 
     def take_events(self) -> list[Event]:
         """Hand over the events since the last step."""

@@ -45,6 +45,7 @@ class Loop:
                 message["id"], engine.clock.now()
             ),
             "drain": lambda message: self._drain(),
+            "explain": lambda message: self._explain(message["ask"], message["id"]),
         }
 
     def run(self, ready: dict[str, Any]) -> None:
@@ -113,6 +114,14 @@ class Loop:
 
     def _drain(self) -> None:
         self._engine.scheduler.is_draining = True
+
+    def _explain(self, ask: int, request_id: str) -> None:
+        """Answer in any case: somebody waits."""
+        facts = None
+        try:
+            facts = self._engine.explain(request_id)
+        finally:
+            self._send({"explained": ask, "facts": facts})
 
     def _report(self, events: list[Event]) -> None:
         self._send({"events": encode_events(events), "load": self._load()})

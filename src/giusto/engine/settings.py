@@ -26,6 +26,8 @@ class EngineSettings:
     model: a folder, a GGUF file or a hub id; None is the default model.
     kv_cache_memory: None takes a share of the machine's memory.
     max_model_len: prompt and answer together; None takes what the model was trained for.
+    lengths: how output lengths are bounded, a name of `build.PREDICTORS`.
+    state_dir: folder for what is learned, so that it outlives a restart; None keeps nothing.
     clock_offset: makes the engine's clock agree with the server's.
     """
 
@@ -40,6 +42,8 @@ class EngineSettings:
     prefix_caching: bool = True
     scheduling_policy: str = "giusto"
     policy_options: Mapping[str, str] = field(default_factory=dict)
+    lengths: str = "histogram"
+    state_dir: str | None = None
     max_num_queued_reqs: int | None = 1024
     max_num_queued_tokens: int | None = None
     program_idle_timeout: float = 600.0

@@ -176,6 +176,9 @@ def decode_event(data: list[Any]) -> ev.Event:
         case "Demoted":
             request_id, now, reason = fields
             return ev.Demoted(request_id, now, Reason(reason))
+        case "Estimated":
+            request_id, lengths, now = fields
+            return ev.Estimated(request_id, tuple(lengths), now)
         case _:
             kind: Any = _PLAIN[name]
             event: ev.Event = kind(*fields)
@@ -187,7 +190,6 @@ _PLAIN: dict[str, type] = {
     for kind in (
         ev.Admitted,
         ev.Resumed,
-        ev.Estimated,
         ev.ProgramOpened,
         ev.ProgramClosed,
     )

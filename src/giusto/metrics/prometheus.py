@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from giusto.core.events import (
     Admitted,
     Demoted,
+    Estimated,
     Event,
     Preempted,
     ProgramClosed,
@@ -29,6 +30,7 @@ from giusto.core.events import (
 )
 from giusto.core.request import DEFAULT_CAP
 from giusto.core.slo import Program
+from giusto.metrics.bounds import Bounds
 from giusto.metrics.records import Record, Recorder
 from giusto.metrics.verdict import Verdict, judge, judge_program
 
@@ -100,6 +102,12 @@ COUNTERS: dict[str, tuple[str, Labels, str | None]] = {
     "prefix_cache_hits": ("Prompt tokens found", (), "prefix_cache_hits"),
     "preemptions": ("Residences lost to others", (), "num_preemptions"),
     "draft_tokens": ("Tokens drafted", (), "spec_decode_num_draft_tokens"),
+    "length_bounds": (
+        "Bounds on output lengths that were judged",
+        ("service_class", "level", "held"),
+        None,
+    ),
+    "length_bound_ratio": ("Sum of bound over length", ("service_class", "level"), None),
     "accepted_tokens": ("Drafted tokens accepted", (), "spec_decode_num_accepted_tokens"),
 }
 
@@ -172,6 +180,7 @@ class PrometheusMetrics(Collector):
         }
         self._classes: set[str] = set()
         self._lengths: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=LENGTHS_KEPT))
+        self._bounds = Bounds()
         self._programs: dict[str, deque[tuple[Record, ...]]] = {}
         self.registry.register(self)
 
@@ -182,6 +191,8 @@ class PrometheusMetrics(Collector):
                 self._step(event)
             case Admitted(request_id, now, cached_tokens):
                 self._admit(request_id, now, cached_tokens)
+            case Estimated():
+                self._bounds.tell(event)
             case Preempted():
                 self._counters["preemptions"][()] += 1
             case Demoted(request_id, _, reason):
@@ -259,6 +270,9 @@ class PrometheusMetrics(Collector):
         """All samples of a request have ended."""
         for record in samples:
             name = self._label(record.service_class)
+            for level, held, ratio in self._bounds.judge(record):
+                self._counters["length_bounds"][name, str(level), str(held).lower()] += 1
+                self._counters["length_bound_ratio"][name, str(level)] += ratio
             if record.finish is not None:
                 self._counters["requests_finished"][name, record.finish] += 1
             if record.is_answered:

@@ -24,11 +24,13 @@ from giusto.policies import (
     edf_shed,
     fcfs,
     giusto,
+    jitserve,
     ltr,
     priority,
     sarathi,
     sjf,
     srpt_oracle,
+    tempo,
     vllm_v0,
     vtc,
 )
@@ -47,6 +49,8 @@ REGISTRY: dict[str, ModuleType] = {
     "srpt-oracle": srpt_oracle,
     "vtc": vtc,
     "autellix": autellix,
+    "tempo": tempo,
+    "jitserve": jitserve,
 }
 DEFAULT = "giusto"
 

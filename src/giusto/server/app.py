@@ -13,6 +13,7 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -251,6 +252,7 @@ def _add_routes(app: FastAPI, routes: Routes) -> None:
         "/version": (routes.version, "object"),
         "/metrics": (routes.metrics_page, None),
         "/load": (routes.load, "object"),
+        "/debug/requests/{request_id:path}": (routes.explain, "object"),
     }
     for path, (get, ok_schema) in gets.items():
         app.add_api_route(
@@ -258,8 +260,8 @@ def _add_routes(app: FastAPI, routes: Routes) -> None:
             get,
             methods=["GET"],
             response_model=None,
-            responses=responses(ok_schema, 400, 401, 404, 405, 431, 503),
-            openapi_extra=path_parameter("model_id") if "{" in path else None,
+            responses=responses(ok_schema, 400, 401, 403, 404, 405, 431, 503),
+            openapi_extra=_named(path),
         )
     app.add_api_route(
         "/v1/programs/{program_id:path}/close",
@@ -269,6 +271,12 @@ def _add_routes(app: FastAPI, routes: Routes) -> None:
         responses=responses("object", 400, 401, 404, 405, 413, 431),
         openapi_extra=path_parameter("program_id"),
     )
+
+
+def _named(path: str) -> dict[str, Any] | None:
+    """Describe the one name that a path may hold."""
+    _, brace, rest = path.partition("{")
+    return path_parameter(rest.partition(":")[0]) if brace else None
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -121,6 +121,13 @@ class Backend(Protocol):
 
     def abort(self, request_id: str) -> None: ...
     def close_program(self, program_id: str) -> None: ...
+    async def explain(self, request_id: str) -> dict[str, Any] | None:
+        """Why a request stands where it stands, as JSON data; None when it is not open.
+
+        Raises `BackendDied`.
+        """
+        ...
+
     def subscribe(self, observe: Callable[[Event], None]) -> None:
         """Call `observe` with every event, on the server's loop; for metrics."""
         ...

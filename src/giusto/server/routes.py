@@ -35,7 +35,7 @@ from giusto.server.openai import (
     TokenizeRequest,
     parse,
 )
-from giusto.server.slos import arrival, resolve, scoped, tenant
+from giusto.server.slos import ADMIN_NEEDED, arrival, resolve, scoped, tenant
 from giusto.server.stream import answer
 
 W = TypeVar("W", bound=Open)
@@ -154,6 +154,24 @@ class Routes:
         """How loaded this replica is, for routers."""
         self._authenticate(request)
         return JSONResponse(asdict(self.backend.load()))
+
+    async def explain(self, request: Request) -> Response:
+        """Tell an operator why an open request stands where it stands."""
+        key = self._authenticate(request)
+        if not key.is_admin:
+            raise ApiError(
+                403, "this route needs an admin key: admin = true in [[keys]]", code=ADMIN_NEEDED
+            )
+        request_id: str = request.path_params["request_id"]
+        facts = await self.backend.explain(request_id)
+        if facts is None:
+            raise ApiError(
+                404,
+                f"no open request '{request_id[:128]}'; ask by the id that its chunks carry",
+                "request_id",
+                "request_not_found",
+            )
+        return JSONResponse(facts)
 
     async def _generate(
         self,

@@ -26,6 +26,8 @@ TTFT_HEADERS = ("x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
 TPOT_HEADERS = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
 DEADLINE_HEADER = "x-giusto-deadline-ms"
 PROGRAM_DEADLINE_HEADER = "x-giusto-program-deadline-ms"
+#: Code of the refusals of what only an admin key may do.
+ADMIN_NEEDED = "admin_key_required"
 ELAPSED_HEADER = "x-giusto-elapsed-ms"
 CLASS_HEADERS = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
 TENANT_HEADERS = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
@@ -93,9 +95,7 @@ def arrival(headers: Headers, key: ApiKey, now: float) -> float:
     if elapsed is None:
         return now
     if not key.is_admin:
-        raise ApiError(
-            403, f"{ELAPSED_HEADER} needs an admin key", ELAPSED_HEADER, "admin_key_required"
-        )
+        raise ApiError(403, f"{ELAPSED_HEADER} needs an admin key", ELAPSED_HEADER, ADMIN_NEEDED)
     return now - elapsed / 1000
 
 

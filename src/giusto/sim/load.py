@@ -25,8 +25,9 @@ from giusto.workload.samples import SAMPLES, spec
 class Load:
     """`rate` in arrivals per second, a program counting as one; None keeps a trace's own times.
 
-    Built-in workloads have 1 per second and 300 s where nothing is said. `seed` fixes arrivals and
-    contents of what is generated; a trace has its own.
+    Built-in workloads have 1 per second and 300 s where nothing is said, but for those that say
+    so themselves (`mix.DURATIONS`). `seed` fixes arrivals and contents of what is generated; a
+    trace has its own.
     """
 
     workload: str = mixed.NAME
@@ -115,7 +116,9 @@ def entries(load: Load, profile: Profile, slos: Mapping[str, SLO]) -> list[Entry
 def _duration(load: Load) -> float:
     if load.duration is not None:
         return load.duration
-    return mixed.DURATION if load.count is None else math.inf
+    if load.count is not None:
+        return math.inf
+    return mix.DURATIONS.get(load.workload, mixed.DURATION)
 
 
 def unit_of(profile: Profile) -> mix.Unit:

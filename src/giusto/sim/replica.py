@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from giusto.core.errors import PlanError
-from giusto.core.events import Event, Finished, Rejected
+from giusto.core.events import Event, Feed, Finished, Rejected
 from giusto.core.latency import LatencyModel
 from giusto.core.plan import Plan, StepOutcome
 from giusto.core.request import Submission
@@ -20,7 +20,8 @@ class Replica:
     """Satisfies `routing.ReplicaView`.
 
     `latency` is the policy's model, which learns from the steps; the executor's is the truth.
-    `gap` is the seconds that planning and booking take between two steps.
+    `gap` is the seconds that planning and booking take between two steps. A `feed`, where one is
+    set, tells the scheduler length bounds.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Replica:
     ) -> None:
         self.index = index
         self.scheduler = scheduler
+        self.feed: Feed | None = None
         self.step_time = 0.0
         self.num_steps = 0
         self._kernel = kernel
@@ -88,6 +90,9 @@ class Replica:
         if not self.scheduler.has_work:
             self._forget(self.scheduler.take_events())
             return
+        if self.feed is not None:
+            for estimate in self.feed.poll(now):
+                self.scheduler.inform(estimate)
         plan = self.scheduler.schedule(now)
         if not plan.grants:
             self._forget(self.scheduler.take_events())

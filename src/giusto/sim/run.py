@@ -21,7 +21,7 @@ from giusto.sim import load as loading
 from giusto.sim.cluster import Cluster
 from giusto.sim.load import Load
 from giusto.sim.settings import SimSettings
-from giusto.workload import mixed
+from giusto.workload import mix, mixed
 from giusto.workload.mixed import ClassTimes
 from giusto.workload.records import Entry
 
@@ -35,7 +35,8 @@ class SimRun:
     """One cell of a table. `slo_scale` is for `mixed`, whose promises are multiples of idle times.
 
     `label` is the policy with its options, as the user wrote it; `records` is a file for the
-    records, written as requests end.
+    records, written as requests end. What arrives in the first `warmup` seconds is served but not
+    counted; None is the workload's own, 0 for most.
     """
 
     settings: SimSettings
@@ -43,10 +44,20 @@ class SimRun:
     label: str
     slo_scale: float = 3.0
     records: Path | None = None
+    warmup: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.slo_scale < math.inf:
             raise ConfigError(f"slo_scale must be above 0 and finite, got {self.slo_scale}")
+        if not 0 <= self.uncounted < math.inf:
+            raise ConfigError(f"warmup must be at least 0 and finite, got {self.warmup}")
+
+    @property
+    def uncounted(self) -> float:
+        """Seconds from the start whose arrivals no figure counts."""
+        if self.warmup is None:
+            return mix.WARMUPS.get(self.load.workload, 0.0)
+        return self.warmup
 
     @property
     def about(self) -> dict[str, Any]:
@@ -71,6 +82,8 @@ class SimRun:
             "duration_asked": load.duration,
             "num_prompts_asked": load.count,
             "seed": load.seed,
+            # None for none: result files from before there was a warm-up are still known.
+            "warmup": self.uncounted or None,
             "answers": [load.answers.early, load.answers.shape, load.answers_seed],
             "slo_scale": self.slo_scale if load.workload == mixed.NAME else None,
             "replicas": settings.replicas,
@@ -80,6 +93,8 @@ class SimRun:
             "num_blocks": settings.num_blocks or settings.profile.num_blocks,
             "prefix_caching": settings.prefix_caching,
             "lookahead": settings.lookahead,
+            "lengths": settings.lengths,
+            "programs": settings.programs,
             "model_error": settings.model_error,
             "noise": settings.profile.noise if settings.noise is None else settings.noise,
             "speed": settings.speed,
@@ -113,16 +128,31 @@ def simulate(
         for entry in entries
         if entry.output_tokens is not None
     }
-    errors = Counter(r.error or r.refused for r in records if r.error or r.refused)
+    counted = _counted(records, run.uncounted)
+    errors = Counter(r.error or r.refused for r in counted if r.error or r.refused)
     return {
         **run.about,
         "num_prompts": len(entries),
         "num_steps": outcome.num_steps,
-        **summarize(records, recorded=lengths),
+        **summarize(counted, recorded=lengths),
         "errors": dict(errors.most_common(5)),
-        "distributions": distributions(records),
+        "distributions": distributions(counted),
+        # The course of the whole run, its beginning too.
         "timeline": timeline(records),
     }
+
+
+def _counted(records: Sequence[Record], since: float) -> Sequence[Record]:
+    """Those that arrived at `since` or later; a program's calls go by the program's opening."""
+    if not since:
+        return records
+    counted = [r for r in records if (r.program.opened if r.program else r.arrival) >= since]
+    if not counted:
+        raise ConfigError(
+            f"nothing arrives after the first {since:g} s, which are not counted: give more time, "
+            "or a smaller warmup"
+        )
+    return counted
 
 
 def promises(run: SimRun, make: MakeCluster) -> Mapping[str, SLO]:

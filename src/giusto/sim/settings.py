@@ -19,16 +19,19 @@ GIB = 2**30
 class SimSettings:
     """None leaves the profile's value.
 
-    model_error: the policy's model of step times starts wrong by up to this share, drawn per
-    replica, and learns; noise: standard deviation of the log of true step times; speed: of the
-    machine beside the one that was profiled; swap_space: GiB of host memory that each replica may
-    swap preempted requests to, None recomputes them; overlap: share of a step's computation during
-    which swapped blocks move unnoticed.
+    lengths: how policies are told output lengths, a name of `build.PREDICTORS`; programs: whether
+    they are told what history says of programs; model_error: the policy's model of step times
+    starts wrong by up to this share, drawn per replica, and learns; noise: standard deviation of
+    the log of true step times; speed: of the machine beside the one that was profiled; swap_space:
+    GiB of host memory that each replica may swap preempted requests to, None recomputes them;
+    overlap: share of a step's computation during which swapped blocks move unnoticed.
     """
 
     profile: Profile
     policy: str = "giusto"
     policy_options: Mapping[str, str] = field(default_factory=dict)
+    lengths: str = "histogram"
+    programs: bool = True
     replicas: int = 1
     router: str = "round-robin"
     seed: int = 0

@@ -13,9 +13,11 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice, takewhile
+from typing import Protocol
 
 from giusto.core.errors import ConfigError
 from giusto.core.slo import SLO, Deadline, Streaming
+from giusto.workload import tempo_mix
 from giusto.workload.agents import AGENTS, Agent, critical_path
 from giusto.workload.arrivals import POISSON, Process
 from giusto.workload.lengths import Lengths, LogNormal
@@ -50,6 +52,16 @@ class Unit:
 
 
 UNIT = Unit()
+
+
+class Arriving(Protocol):
+    """A kind of arrival: `share` of all arrivals, relative to the other kinds' shares."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def share(self) -> float: ...
+    def arrive(self, name: str, now: float, rng: random.Random) -> list[Entry]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +134,7 @@ class ProgramClass:
 class Mix:
     """Classes and their shares of arrivals."""
 
-    classes: tuple[ServiceClass | ProgramClass, ...]
+    classes: tuple[Arriving, ...]
 
     def __post_init__(self) -> None:
         if not self.classes or not all(0 < c.share < math.inf for c in self.classes):
@@ -147,7 +159,7 @@ def build(  # noqa: PLR0913  three of them by keyword only
     name: str,
     rate: float,
     seed: int = 0,
-    duration: float = DURATION,
+    duration: float | None = None,
     *,
     count: int | None = None,
     unit: Unit = UNIT,
@@ -155,11 +167,13 @@ def build(  # noqa: PLR0913  three of them by keyword only
 ) -> list[Entry]:
     """Generate a built-in mix: `rate` arrivals per second for `duration` seconds, `count` at most.
 
-    Promises are multiples of `unit`. Raises ConfigError when there is no mix of that name, or the
-    load has no end.
+    None is the mix's own duration. Promises are multiples of `unit`, but for `tempo-mix`. Raises
+    ConfigError when there is no mix of that name, or the load has no end.
     """
     if name not in MIXES:
         raise ConfigError(f"no workload {name!r}; there are {', '.join(MIXES)}")
+    if duration is None:
+        duration = DURATIONS.get(name, DURATION)
     if count is None and (math.isinf(rate) or math.isinf(duration)):
         raise ConfigError(f"workload {name!r} needs a finite rate and duration, or a count")
     times = process.times(rate, random.Random(f"{seed} arrivals"))
@@ -235,6 +249,11 @@ def _slo_mix(unit: Unit) -> Mix:
     return Mix((_chat(unit, 8), _code(unit, 4), _task(unit, 5), _batch(3)))
 
 
+def _tempo_mix(unit: Unit) -> Mix:
+    """Streams, deadlines, programs and best effort; its promises are absolute."""
+    return Mix(tempo_mix.CLASSES)
+
+
 def _agents(unit: Unit) -> Mix:
     """Of 20 arrivals 15 chats and one program of each agent; programs make most of the calls."""
     programs = (ProgramClass(name, 1, agent, unit=unit) for name, agent in AGENTS.items())
@@ -247,4 +266,10 @@ MIXES: dict[str, Callable[[Unit], Mix]] = {
     "tenants": _tenants,
     "slo-mix": _slo_mix,
     "agents": _agents,
+    tempo_mix.NAME: _tempo_mix,
 }
+
+#: Seconds of arrivals of the mixes that say so themselves; the others have `DURATION`.
+DURATIONS = {tempo_mix.NAME: tempo_mix.DURATION}
+#: Seconds from the start whose arrivals are served but not counted; the others count all.
+WARMUPS = {tempo_mix.NAME: tempo_mix.WARMUP}

@@ -1,0 +1,151 @@
+"""Who decodes: promises to keep by urgency, and the rest; what the former need of the steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from heapq import nlargest
+
+from giusto.core.plan import View
+from giusto.core.request import RequestView
+from giusto.core.slo import Streaming, due, is_missed
+from giusto.policies.giusto.cost import Cost
+from giusto.policies.giusto.forecast import Forecast
+from giusto.policies.giusto.parameters import Parameters
+
+#: Tokens that a deadline is ahead of its schedule, against noise.
+MARGIN = 2
+#: Share of slots below which a stream that is ahead is not paused: it would hold its own longer.
+SPARE_SLOTS = 0.05
+
+
+@dataclass(slots=True)
+class Batch:
+    """Residents: ids of decodes to serve now and later, what the former need, and prompts.
+
+    kept: promises to keep, the most urgent first; paused: streams that are ahead and skip this
+    step; rest: decodes without a promise that could be kept, the most hopeful first. slack:
+    seconds until the tightest stream's next token is due; pace: seconds that a step may last for
+    the tightest deadline; tightest: the least TPOT promised; rate: tokens a second that all of
+    them need; num_timed: how many of them have deadlines.
+    """
+
+    kept: list[str] = field(default_factory=list)
+    paused: list[str] = field(default_factory=list)
+    rest: list[str] = field(default_factory=list)
+    prompts: list[RequestView] = field(default_factory=list)
+    slack: float = math.inf
+    pace: float = math.inf
+    tightest: float = math.inf
+    rate: float = 0.0
+    num_timed: int = 0
+
+    def share_left(self, cost: Cost) -> float:
+        """Share of all time that decoding the kept at their pace leaves for prompts."""
+        pace = min(self.pace, self.tightest)
+        return max(0.0, 1 - cost.base / pace - cost.per_decode * self.rate)
+
+
+class Decodes:
+    """Parts the residents of a view."""
+
+    def __init__(self, forecast: Forecast, parameters: Parameters) -> None:
+        self.forecast = forecast
+        self._parameters = parameters
+
+    def part(self, view: View, cost: Cost) -> Batch:
+        now, forecast, batch = view.now, self.forecast, Batch()
+        streams: list[tuple[float, str]] = []
+        timed: list[RequestView] = []
+        rest: list[tuple[float, float, str]] = []
+        num_decodes = 0
+        for request in view.running:
+            num_remaining = request.num_remaining_tokens
+            if num_remaining != 1 or not request.num_output_tokens:
+                if num_remaining:
+                    batch.prompts.append(request)
+                continue
+            num_decodes += 1
+            slo = request.slo
+            when = due(slo, request)
+            if when == math.inf:
+                rest.append((2.0, request.arrival, request.id))
+            elif is_missed(slo, request, now) or forecast.is_lost(request):
+                rest.append((1.0, request.arrival, request.id))
+            elif isinstance(slo, Streaming):
+                streams.append((when - now, request.id))
+                tpot = slo.tpot or math.inf
+                batch.tightest = min(batch.tightest, tpot)
+                batch.rate += 1 / tpot
+            else:
+                timed.append(request)
+        batch.slack = min(streams, default=(math.inf, ""))[0]
+        kept = self._deadlines(view, cost, timed, num_decodes, batch, rest)
+        self._pause(view, cost, streams, num_decodes - len(rest), batch)
+        paused = set(batch.paused)
+        kept += [stream for stream in streams if stream[1] not in paused]
+        kept.sort()
+        rest.sort()
+        batch.kept = [request_id for _, request_id in kept]
+        batch.rest = [request_id for _, _, request_id in rest]
+        return batch
+
+    def _deadlines(
+        self,
+        view: View,
+        cost: Cost,
+        timed: list[RequestView],
+        num_decodes: int,
+        batch: Batch,
+        rest: list[tuple[float, float, str]],
+    ) -> list[tuple[float, str]]:
+        """Those that can still be kept, with their slack; the others go to the rest."""
+        forecast, kept = self.forecast, []
+        fastest = self._fastest(view, cost, len(timed), num_decodes, batch.rate)
+        for request in timed:
+            span = forecast.call_due(request, view) - view.now
+            left = forecast.remaining(request)
+            pace = span / (left + MARGIN)
+            if pace < fastest:
+                rest.append((0.0, request.arrival, request.id))
+                continue
+            batch.pace = min(batch.pace, pace)
+            batch.rate += 1 / pace
+            kept.append((span - left * fastest, request.id))
+        batch.num_timed = len(kept)
+        return kept
+
+    def _fastest(
+        self, view: View, cost: Cost, num_timed: int, num_decodes: int, rate: float
+    ) -> float:
+        """Seconds of the shortest steps that can last: streams, where they may be paused, take part
+        as often as their pace (`rate` tokens a second in all) demands."""
+        longest = cost.decode_time(num_decodes)
+        if not self._may_pause(view):
+            return longest
+        shortest = cost.decode_time(num_timed)
+        left = 1 - cost.per_decode * rate
+        return longest if left <= 0 else min(longest, shortest / left)
+
+    def _may_pause(self, view: View) -> bool:
+        """A paused stream holds its slot for longer: not while others need it."""
+        free = view.free_slots >= SPARE_SLOTS * view.limits.max_num_seqs
+        return free and self._parameters.pauses and view.caps.pause
+
+    def _pause(
+        self,
+        view: View,
+        cost: Cost,
+        streams: list[tuple[float, str]],
+        num_decodes: int,
+        batch: Batch,
+    ) -> None:
+        """Let the streams that are furthest ahead skip a step that is too long for a deadline."""
+        now_takes = cost.decode_time(num_decodes)
+        if batch.pace >= now_takes or not self._may_pause(view):
+            return
+        num_over = math.ceil((now_takes - batch.pace) / cost.per_decode)
+        ahead = self._parameters.patience * max(now_takes, self.forecast.pace)
+        batch.paused = [
+            request_id for slack, request_id in nlargest(num_over, streams) if slack > ahead
+        ]

@@ -1,0 +1,126 @@
+"""Prompts as jobs: whose promise can still be kept, and what keeping it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from heapq import nsmallest
+from itertools import chain, islice
+
+from giusto.core.plan import View
+from giusto.core.request import RequestView
+from giusto.core.slo import Streaming, due, is_missed
+from giusto.policies.giusto.choice import Job
+from giusto.policies.giusto.cost import Cost, sample
+from giusto.policies.giusto.decodes import MARGIN, Batch
+from giusto.policies.giusto.forecast import Forecast
+from giusto.policies.giusto.parameters import Parameters
+
+#: Of all time that a deadline's prompt may count on, at least.
+LEAST_SHARE = 0.25
+
+
+class Prompts:
+    """Jobs of a view's prompts. Remembers when waiting requests are due until told to `forget`."""
+
+    def __init__(self, forecast: Forecast, parameters: Parameters) -> None:
+        self.forecast = forecast
+        self._parameters = parameters
+        self._dues: dict[str, float] = {}
+
+    def forget(self, request_id: str) -> None:
+        self._dues.pop(request_id, None)
+
+    def jobs(self, view: View, batch: Batch, cost: Cost) -> list[Job]:
+        """Prompts whose promise can still be kept: residents and the tightest of those waiting."""
+        parameters = self._parameters
+        has_room = view.free_slots or (parameters.yields and batch.rest)
+        window = parameters.window if has_room else 0
+        waiting = nsmallest(window, self._promised(view, cost)) if window else []
+        usual = max(2 * cost.base, batch.tightest if batch.tightest < math.inf else 0.0)
+        jobs = []
+        for request in chain(batch.prompts, (view.waiting[index] for _, index in waiting)):
+            job = self._job(request, view, batch, usual, cost)
+            if job is not None:
+                jobs.append(job)
+        jobs.sort()
+        return jobs
+
+    def _promised(self, view: View, cost: Cost) -> Iterator[tuple[float, int]]:
+        """Due times and places in line of waiting requests that could make it if alone.
+
+        Goes over the whole line, so it asks for one length per class only.
+        """
+        memo, now = self._dues, view.now
+        needs: dict[str, float] = {}
+        for index, request in enumerate(view.waiting):
+            when = memo.get(request.id)
+            if when is None or request.num_output_tokens:
+                when = memo[request.id] = due(request.slo, request)
+            if when < now or when == math.inf:
+                continue
+            need = needs.get(request.service_class)
+            if need is None:
+                is_stream = isinstance(request.slo, Streaming)
+                left = 0.0 if is_stream else self.forecast.remaining(request)
+                need = needs[request.service_class] = left * cost.decode_time(1)
+            if now + need <= when:
+                yield when, index
+
+    def _job(
+        self, request: RequestView, view: View, batch: Batch, usual: float, cost: Cost
+    ) -> Job | None:
+        """The prompt of a request as a job; None without a promise that could be kept."""
+        forecast = self.forecast
+        when = due(request.slo, request)
+        missed = is_missed(request.slo, request, view.now)
+        if missed or math.isinf(when) or forecast.is_lost(request):
+            return None
+        tokens = request.num_remaining_tokens
+        if request.resident_since is None:
+            tokens -= view.cost(request.id, 1).cached_tokens
+        work = max(1, tokens) * cost.per_prefill
+        left = forecast.remaining(request)
+        calls, later = forecast.ahead(request, view, cost)
+        extra = 0.0
+        if isinstance(request.slo, Streaming):
+            rate = 1 / request.slo.tpot if request.slo.tpot else 0.0
+        else:
+            when = forecast.call_due(request, view)
+            # The pace of streams if there is time for it, else what its prompt leaves.
+            reach = 2 * cost.base + work / max(batch.share_left(cost), LEAST_SHARE)
+            pace = min(usual, (when - view.now - reach) / (left + MARGIN))
+            if pace < cost.base + cost.per_decode:
+                return None
+            rate = 1 / pace
+            when -= (left + MARGIN) * pace
+            # What shorter steps cost, shared by all whose deadlines need them.
+            extra = cost.base * (1 - pace / usual) / (1 + batch.num_timed)
+        if when < view.now + work:
+            return None
+        own = work + left * (cost.per_decode + extra)
+        value = request.weight * calls**self._parameters.program_value
+        value /= own + later if later else calls * own
+        return Job(when, request.id, work, rate * (cost.per_decode + extra), value)
+
+
+def others(view: View, batch: Batch, jobs: set[str], reserve: float) -> Iterator[str]:
+    """Prompts of missed promises and best effort, in order of arrival.
+
+    They leave a share `reserve` of slots and blocks to promises to come.
+    """
+    yield from (r.id for r in batch.prompts if r.id not in jobs)
+    line = (r.id for r in view.waiting if r.id not in jobs)
+    first = next(line, None)
+    if first is None:
+        return
+    room = 1
+    if view.running:
+        some = sample(view.running)
+        held = sum(view.held(r.id) for r in some) * len(view.running) / len(some)
+        num_blocks = view.free_blocks + held
+        room = view.free_slots - int(reserve * view.limits.max_num_seqs)
+        if room < 1 or view.free_blocks < reserve * num_blocks:
+            return
+    yield first
+    yield from islice(line, room - 1)

@@ -1,0 +1,1 @@
+"""Programs of several calls: graphs, what history says is to come, how to split time."""
