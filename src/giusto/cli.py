@@ -252,7 +252,8 @@ def _announce(
     key = ' -H "Authorization: Bearer $GIUSTO_API_KEY"' if server.keys else ""
     body = (
         f'{{"model": "{name}", "messages": [{{"role": "user", "content": '
-        '"What is the capital of France?"}], "slo": {"ttft_ms": 500, "tpot_ms": 50}}'
+        '"What is the capital of France?"}], "temperature": 0, '
+        '"slo": {"ttft_ms": 500, "tpot_ms": 50}}'
     )
     lines = (
         f"Giusto {__version__} serves {name} on {url} ({engine.scheduling_policy} policy, "
