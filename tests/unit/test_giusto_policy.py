@@ -293,10 +293,10 @@ def test_a_calls_share_of_its_programs_time_is_by_what_is_foretold() -> None:
     """Of nine seconds less the tools' three a call of 20 tokens has a quarter before 60 more."""
     call = request("c", 20, slo=Program(9.0), arrival=NOW)
     forecast = Forecast(Constant(20), Foretold())
-    assert forecast.call_due(call, view_of()) == pytest.approx(NOW + 6.0 / 4)
-    assert Forecast(Constant(20), Unforeseen()).call_due(call, view_of()) == NOW + 9.0
+    assert forecast.call_due(call) == pytest.approx(NOW + 6.0 / 4)
+    assert Forecast(Constant(20), Unforeseen()).call_due(call) == NOW + 9.0
     cost = Cost(0.01, 0.0005, 0.001)
-    ahead = forecast.ahead(call, view_of(), cost)
+    ahead = forecast.ahead(call, cost)
     assert (ahead.calls, ahead.work) == (5.0, pytest.approx(90 * 0.0005))
 
 

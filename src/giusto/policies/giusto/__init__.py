@@ -43,7 +43,7 @@ class Giusto:
     def __init__(self, parameters: Parameters, deps: Dependencies) -> None:
         self.parameters = parameters
         self.latency = deps.latency
-        self.forecast = Forecast(deps.lengths, deps.programs, outlooks=parameters.outlooks)
+        self.forecast = Forecast(deps.lengths, deps.programs)
         self._decodes = Decodes(self.forecast, parameters)
         self._prompts = Prompts(self.forecast, parameters)
         self._ttfts: dict[str, float] = {}

@@ -103,7 +103,7 @@ class Decodes:
         forecast, kept = self.forecast, []
         fastest = self._fastest(view, cost, len(timed), num_decodes, batch.rate)
         for request in timed:
-            span = forecast.call_due(request, view) - view.now
+            span = forecast.call_due(request) - view.now
             left = forecast.remaining(request)
             pace = span / (left + MARGIN)
             if pace < fastest:

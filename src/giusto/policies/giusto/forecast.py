@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from giusto.core.events import Stepped
-from giusto.core.plan import View
 from giusto.core.request import RequestView
 from giusto.core.slo import LATE_TOKENS_PER, Program, due
 from giusto.policies.giusto.cost import Cost
 from giusto.predict.base import LengthPredictor
-from giusto.predict.calls import CallCounts
 from giusto.programs.base import ProgramMatcher
 
 #: Weight of the newest step in the running mean of what steps take.
@@ -30,16 +28,12 @@ class Forecast:
     `pace` is the seconds that a step takes lately, 0 before the first.
     """
 
-    def __init__(
-        self, lengths: LengthPredictor, programs: ProgramMatcher, *, outlooks: bool = True
-    ) -> None:
+    def __init__(self, lengths: LengthPredictor, programs: ProgramMatcher) -> None:
         self.lengths = lengths
-        self._programs = programs if outlooks else None
-        self._calls = CallCounts()
+        self._programs = programs
         self.pace = 0.0
 
     def observe(self, event: object) -> None:
-        self._calls.observe(event)
         if isinstance(event, Stepped):
             took = event.outcome.ended - event.outcome.started
             self.pace += (RATE if self.pace else 1.0) * (took - self.pace)
@@ -55,36 +49,24 @@ class Forecast:
         length = request.num_output_tokens + self.lengths.remaining(request)
         return request.late_tokens > length / LATE_TOKENS_PER
 
-    def call_due(self, request: RequestView, view: View) -> float:
+    def call_due(self, request: RequestView) -> float:
         """When a call must end for its program to make it: the time left, split by what is to come.
 
         By the tokens of this call and of the longest way through those that history foretells,
-        tools left out; or evenly over the calls that programs of its app make.
+        tools left out.
         """
         when = due(request.slo, request)
         if not isinstance(request.slo, Program):
             return when
-        left = when - request.arrival
-        if self._programs is None:
-            return request.arrival + left / self._calls_left(request, view)
         outlook = self._programs.outlook(request)
         own = request.num_output_tokens + self.lengths.remaining(request)
         share = own / (own + outlook.path_tokens)
-        return request.arrival + max(0.0, left - outlook.tool_time) * share
+        return request.arrival + max(0.0, when - request.arrival - outlook.tool_time) * share
 
-    def ahead(self, request: RequestView, view: View, cost: Cost) -> Ahead:
+    def ahead(self, request: RequestView, cost: Cost) -> Ahead:
         """The calls that are still to be answered for the promise, and the work of all but this."""
         if not isinstance(request.slo, Program):
             return Ahead(1.0, 0.0)
-        if self._programs is None:
-            return Ahead(self._calls_left(request, view), 0.0)
         outlook = self._programs.outlook(request)
         work = outlook.prompt_tokens * cost.per_prefill + outlook.output_tokens * cost.per_decode
         return Ahead(1.0 + outlook.calls, work)
-
-    def _calls_left(self, request: RequestView, view: View) -> float:
-        """Calls that the program is still to make, this one included; 1 for others."""
-        program = view.program(request.program) if request.program else None
-        if program is None:
-            return 1.0
-        return max(1.0, self._calls.expected(request.app) - program.num_finished_calls)

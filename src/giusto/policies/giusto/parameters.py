@@ -20,8 +20,7 @@ class Parameters:
     requests as it has calls to come, to this power.
 
     Rules that can be switched off: pauses, streams that are ahead skip steps that deadlines need
-    shorter; yields, who has no promise to keep gives its place to one who has; outlooks, a
-    program's calls are due by what history says is still to come, not by an even split.
+    shorter; yields, who has no promise to keep gives its place to one who has.
     """
 
     headroom: float = 0.5
@@ -34,7 +33,6 @@ class Parameters:
     program_value: float = 0.5
     pauses: bool = True
     yields: bool = True
-    outlooks: bool = True
 
     def __post_init__(self) -> None:
         for name in _SHARES:

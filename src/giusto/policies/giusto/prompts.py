@@ -81,12 +81,12 @@ class Prompts:
             tokens -= view.cost(request.id, 1).cached_tokens
         work = max(1, tokens) * cost.per_prefill
         left = forecast.remaining(request)
-        calls, later = forecast.ahead(request, view, cost)
+        calls, later = forecast.ahead(request, cost)
         extra = 0.0
         if isinstance(request.slo, Streaming):
             rate = 1 / request.slo.tpot if request.slo.tpot else 0.0
         else:
-            when = forecast.call_due(request, view)
+            when = forecast.call_due(request)
             # The pace of streams if there is time for it, else what its prompt leaves.
             reach = 2 * cost.base + work / max(batch.share_left(cost), LEAST_SHARE)
             pace = min(usual, (when - view.now - reach) / (left + MARGIN))
@@ -99,8 +99,7 @@ class Prompts:
         if when < view.now + work:
             return None
         own = work + left * (cost.per_decode + extra)
-        value = request.weight * calls**self._parameters.program_value
-        value /= own + later if later else calls * own
+        value = request.weight * calls**self._parameters.program_value / (own + later)
         return Job(when, request.id, work, rate * (cost.per_decode + extra), value)
 
 
