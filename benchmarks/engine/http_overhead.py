@@ -21,13 +21,12 @@ from random import Random
 from statistics import median
 
 from giusto import build
-from giusto.config import ServerSettings
+from giusto.commands.serving import serve_during
 from giusto.core.clock import WallClock
 from giusto.core.events import Event, Stepped
 from giusto.core.request import SamplingParams, Submission
 from giusto.engine.launch import adopt_environment
 from giusto.engine.settings import EngineSettings
-from giusto.server.app import create_app, make_server
 
 STREAMS, CONTEXT, TOKENS = 32, 128, 160
 SETTINGS = EngineSettings(scheduling_policy="fcfs", prefix_caching=False, max_num_seqs=STREAMS)
@@ -70,34 +69,21 @@ def in_process(settings: EngineSettings) -> float:
 
 
 async def over_http(settings: EngineSettings, *, isolate: bool, queued: int) -> float:
-    backend = build.backend(settings, WallClock(), isolate=isolate)
-    await backend.start()
     gaps = Gaps()
-    backend.subscribe(gaps.observe)
-    http = ServerSettings(port=0, log_level="warning")
-    server = make_server(create_app(backend, http), http)
-    client: list[asyncio.Task[int]] = []
-
-    def start_client(port: int) -> None:
-        client.append(asyncio.create_task(run_client(port, STREAMS + queued, server)))
-
-    server.on_ready = start_client
-    try:
-        await server.serve()
-    finally:
-        await backend.stop()
-    if client[0].result():
+    backend = build.backend(settings, WallClock(), isolate=isolate)
+    failed = await serve_during(
+        backend, gaps.observe, lambda port: run_client(port, STREAMS + queued)
+    )
+    if failed:
         raise SystemExit("the client failed")
     return gaps.median_ms()
 
 
-async def run_client(port: int, streams: int, server: object) -> int:
+async def run_client(port: int, streams: int) -> int:
     process = await asyncio.create_subprocess_exec(
         sys.executable, __file__, "--client", str(port), str(streams)
     )
-    code = await process.wait()
-    server.should_exit = True  # type: ignore[attr-defined]
-    return code
+    return await process.wait()
 
 
 async def read_streams(port: int, streams: int) -> None:

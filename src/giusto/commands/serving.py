@@ -11,11 +11,11 @@ import asyncio
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from giusto.core.errors import ConfigError
 from giusto.core.events import Arrived, Event, Finished, Rejected, Stepped
@@ -25,7 +25,7 @@ from giusto.profiles.fit import Timing, fit_latency, residuals
 from giusto.profiles.profile import Profile
 
 if TYPE_CHECKING:
-    from giusto.server.app import DrainingServer
+    from giusto.engine.backend import EmbeddedBackend
 
 #: What an arrival of the built-in workload comes to, roughly, in tokens, and who decodes beside it.
 _PROMPT, _ANSWER, _BATCH, _CONTEXT = 200, 150, 8, 300
@@ -109,31 +109,48 @@ def watch(settings: EngineSettings, rate: float, seconds: float) -> Watch:
 
 async def _watch(settings: EngineSettings, rate: float, seconds: float) -> Watch:
     from giusto import build
-    from giusto.config import ServerSettings
     from giusto.core.clock import WallClock
-    from giusto.server.app import create_app, make_server
 
-    backend = build.backend(settings, WallClock())
-    await backend.start()
     seen = Watch()
-    backend.subscribe(seen.observe)
-    http = ServerSettings(port=0, log_level="warning")
-    server = make_server(create_app(backend, http), http)
-    clients: list[asyncio.Task[int]] = []
-    server.on_ready = lambda port: clients.append(
-        asyncio.create_task(_load(port, rate, seconds, server))
+    failed = await serve_during(
+        build.backend(settings, WallClock()), seen.observe, lambda port: _load(port, rate, seconds)
     )
-    try:
-        await server.serve()
-    finally:
-        await backend.stop()
-    if not clients or await clients[0]:
+    if failed:
         raise ConfigError("the load client failed: try giusto serve and giusto bench by hand")
     return seen
 
 
-async def _load(port: int, rate: float, seconds: float, server: DrainingServer) -> int:
-    """Run `giusto bench` in a process of its own, then let the server end."""
+async def serve_during(
+    backend: EmbeddedBackend,
+    observe: Callable[[Event], None],
+    client: Callable[[int], Coroutine[Any, Any, int]],
+) -> int:
+    """Serve on a free port until `client`, which is told the port, has ended; its exit code."""
+    from giusto.config import ServerSettings
+    from giusto.server.app import create_app, make_server
+
+    await backend.start()
+    backend.subscribe(observe)
+    http = ServerSettings(port=0, log_level="warning")
+    server = make_server(create_app(backend, http), http)
+    clients: list[asyncio.Task[int]] = []
+
+    async def run(port: int) -> int:
+        try:
+            return await client(port)
+        finally:
+            server.should_exit = True
+
+    server.on_ready = lambda port: clients.append(asyncio.create_task(run(port)))
+    try:
+        await server.serve()
+    finally:
+        await backend.stop()
+    return await clients[0] if clients else 1
+
+
+async def _load(port: int, rate: float, seconds: float) -> int:
+    """Run `giusto bench` in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         flags = {
             "--base-url": f"http://127.0.0.1:{port}",
@@ -148,9 +165,7 @@ async def _load(port: int, rate: float, seconds: float, server: DrainingServer) 
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
-        code = await process.wait()
-    server.should_exit = True
-    return code
+        return await process.wait()
 
 
 def _mean(shapes: Sequence[BatchShape]) -> BatchShape:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from giusto.core.events import Arrived, Estimated, Finished, Rejected
-from giusto.core.request import FinishReason, RequestView
+from giusto.core.events import Estimated, Finished, Rejected
+from giusto.core.request import RequestView
 from giusto.policies.base import RENEWAL
 from giusto.predict.base import LengthPredictor
+from giusto.predict.endings import Endings
 
 #: Output tokens expected before any answer was seen, at most.
 FIRST_LENGTH = 1024
-
-ANSWERED = (FinishReason.STOP, FinishReason.LENGTH)
 
 
 class MeanLengths:
     """Expects of every answer the mean of all answers so far: no analyzer, for ablations."""
 
     def __init__(self) -> None:
-        self._open: dict[str, RequestView] = {}
+        self._endings = Endings()
         self._num_tokens = 0
         self._num_answers = 0
 
@@ -28,16 +27,9 @@ class MeanLengths:
         return max(1.0, mean - request.num_output_tokens)
 
     def observe(self, event: object) -> None:
-        match event:
-            case Arrived(request):
-                self._open[request.id] = request
-            case Finished(request_id, _, reason):
-                ended = self._open.pop(request_id, None)
-                if ended is not None and reason in ANSWERED:
-                    self._num_tokens += ended.num_output_tokens
-                    self._num_answers += 1
-            case Rejected(request_id):
-                self._open.pop(request_id, None)
+        if (ended := self._endings.of(event)) is not None:
+            self._num_tokens += ended.num_output_tokens
+            self._num_answers += 1
 
 
 class Bounds:

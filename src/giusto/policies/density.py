@@ -40,9 +40,10 @@ from giusto.core.slo import (
     token_due,
 )
 from giusto.policies.base import Dependencies
-from giusto.policies.bounds import ANSWERED, Bounds, MeanLengths
+from giusto.policies.bounds import Bounds, MeanLengths
 from giusto.policies.frames import Frames, Rank, Waits
 from giusto.predict.base import LengthPredictor
+from giusto.predict.endings import ANSWERED
 
 RANKS = ("density", "sjf")
 ESTIMATES = ("bound", "mean")

@@ -17,8 +17,8 @@ from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
-from giusto.core.events import Arrived, Finished, Rejected
-from giusto.core.request import FinishReason, RequestView
+from giusto.core.request import RequestView
+from giusto.predict.endings import Endings
 
 #: Fewer samples than this beyond the current length say nothing: the bound then doubles.
 MIN_SAMPLES = 4
@@ -45,7 +45,7 @@ class Histogram:
         self.window = window
         self._classes: dict[str, _Window] = {}
         self._apps: OrderedDict[tuple[str, str], _Window] = OrderedDict()
-        self._open: dict[str, RequestView] = {}
+        self._endings = Endings()
 
     def remaining(self, request: RequestView, quantile: float | None = None) -> float:
         emitted = request.num_output_tokens
@@ -73,16 +73,8 @@ class Histogram:
         return () if window is None else window.ordered
 
     def observe(self, event: object) -> None:
-        match event:
-            case Arrived(request):
-                self._open[request.id] = request
-            case Finished(request_id, _, reason):
-                ended = self._open.pop(request_id, None)
-                answered = reason in (FinishReason.STOP, FinishReason.LENGTH)
-                if ended is not None and answered and ended.num_output_tokens:
-                    self._learn(ended)
-            case Rejected(request_id):
-                self._open.pop(request_id, None)
+        if (ended := self._endings.of(event)) is not None:
+            self._learn(ended)
 
     def _learn(self, ended: RequestView) -> None:
         name, app, length = ended.service_class, ended.app, ended.num_output_tokens
