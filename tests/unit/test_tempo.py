@@ -168,7 +168,7 @@ def test_nothing_is_kept_of_who_has_ended() -> None:
     assert not densities._ranks
     assert not densities.waits._since
     assert not densities._bounds._known
-    assert not densities._mean._open
+    assert not densities._mean._endings._open
 
 
 # Bounds
