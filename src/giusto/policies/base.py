@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import nsmallest
-from itertools import chain, islice
+from itertools import chain
 from typing import Protocol
 
 from giusto.core.events import Finished
@@ -20,8 +20,6 @@ from giusto.programs.base import ProgramMatcher, Unforeseen
 #: Share of a step's tokens kept for the request that has waited longest for its first token.
 FLOOR_SHARE = 0.05
 DEFAULT_STARVATION = BestEffort().starvation
-#: Waiting requests that the floor looks at.
-LOOK = 1000
 #: Lengths are asked anew after so many requests have ended: predictors learn no faster.
 RENEWAL = 32
 
@@ -145,13 +143,12 @@ def with_floor(
 def _starved(view: View) -> RequestView | None:
     """Who is due for the floor: best effort, which was promised it, before missed promises.
 
-    The look at the line ends with the first that is not due, and after `LOOK`: to go on costs a
-    millisecond with ten thousand waiting. Where classes state different spans, a short one may wait
-    behind a long one.
+    The look at the line ends with the first that is not due: to go on costs a millisecond with ten
+    thousand waiting. Where classes state different spans, a short one may wait behind a long one.
     """
     starved = [r for r in view.running if r.first_token is None and r.num_remaining_tokens]
     starved = [r for r in starved if _is_due(r, view.now)]
-    for request in islice(view.waiting, LOOK):
+    for request in view.waiting:
         if request.first_token is None:
             if not _is_due(request, view.now):
                 break
