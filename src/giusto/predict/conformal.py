@@ -110,15 +110,21 @@ class Calibrated:
                 self._open[request.id] = self._give(request)
             case Estimated(request_id):
                 given = self._open.get(request_id)
-                if given is not None and not given.request.num_output_tokens:
+                if given is None or given.request.num_output_tokens:
+                    return
+                # What was told may be this predictor's own answer, and change nothing.
+                if given.bounds != self._bounds(given.request):
                     self._open[request_id] = self._give(given.request)
             case Finished(request_id, _, reason):
                 self._close(request_id, reason)
             case Rejected(request_id):
                 self._close(request_id, None)
 
+    def _bounds(self, request: RequestView) -> tuple[float, ...]:
+        return tuple(self.remaining(request, level) for level in self.levels)
+
     def _give(self, request: RequestView) -> _Given:
-        bounds = tuple(self.remaining(request, level) for level in self.levels)
+        bounds = self._bounds(request)
         if self._num_ended[request.service_class] < WARM_UP:
             return _Given(request, bounds, (), False)
         grid = [self.inner.remaining(request, level) for level in GRID]
@@ -151,7 +157,7 @@ class _Given:
     """What was said of a request when it arrived: its bounds, and those of the predictor alone."""
 
     request: RequestView
-    bounds: Sequence[float]
+    bounds: tuple[float, ...]
     grid: Sequence[float]
     is_corrected: bool
 
