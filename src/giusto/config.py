@@ -39,7 +39,8 @@ class ServiceClass:
     """A promise that the operator gives a name.
 
     `cap` bounds its output length for planning; `priority` (smaller is more urgent) is for the
-    policy of that name, where a request states none.
+    policy of that name, where a request states none. `program_deadline` is the promise, in seconds,
+    of programs whose first call is of this class and states none.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ServiceClass:
     weight: float = 1.0
     cap: int = DEFAULT_CAP
     priority: int = 0
+    program_deadline: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,7 @@ class _ClassTable:
     weight: float = 1.0
     cap_tokens: int = DEFAULT_CAP
     priority: int = 0
+    program_deadline_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,10 +274,13 @@ def _service_class(name: str, table: Any) -> ServiceClass:
     read = read_table(_ClassTable, table, where)
     if not 0 <= read.weight < math.inf or read.cap_tokens < 1:
         raise ConfigError(f"{where} needs weight >= 0 and cap_tokens >= 1")
+    whole = _s(read.program_deadline_ms)
+    if whole is not None and not 0 < whole < math.inf:
+        raise ConfigError(f"{where}.program_deadline_ms must be a positive number")
     try:
         slo = make_slo(_s(read.ttft_ms), _s(read.tpot_ms), _s(read.deadline_ms))
         promised = slo or BestEffort(read.starvation_s)
-        return ServiceClass(name, promised, read.weight, read.cap_tokens, read.priority)
+        return ServiceClass(name, promised, read.weight, read.cap_tokens, read.priority, whole)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
 

@@ -55,10 +55,12 @@ def test_classes_hold_targets_in_seconds(read):
     weight = 2
     [classes.b]
     deadline_ms = 4000
+    program_deadline_ms = 60000
     [classes.c]
     starvation_s = 5
     """
     classes = read(text).classes
+    assert (classes["a"].program_deadline, classes["b"].program_deadline) == (None, 60.0)
     assert classes["a"] == ServiceClass("a", Streaming(ttft=0.25), 2.0, 64)
     assert classes["b"].slo == Deadline(4.0)
     assert classes["c"].slo == BestEffort(5.0)
@@ -166,6 +168,7 @@ def test_other_tables_are_handed_on(tmp_path):
         ("[tiers]\nprio = 'flex'", "unknown tiers.prio; did you mean 'priority'?"),
         ("[classes.a]\nttft = 5", "classes.a.ttft; did you mean 'ttft_ms'?"),
         ("[classes.a]\nttft_ms = 5\ndeadline_ms = 5", "a deadline excludes ttft and tpot"),
+        ("[classes.a]\nprogram_deadline_ms = 0", "program_deadline_ms must be a positive number"),
         ("[classes.a]\nttft_ms = -5", "ttft must be a positive, finite number"),
         ("[classes.a]\nttft_ms = nan", "ttft must be a positive, finite number"),
         ("[classes.a]\ncap_tokens = 0", "classes.a needs weight >= 0 and cap_tokens >= 1"),

@@ -21,6 +21,7 @@ CLASSES = {
     "chat": ServiceClass("chat", Streaming(1.0, 0.1), weight=2.0, cap=100),
     "tool": ServiceClass("tool", Deadline(5.0)),
     "batch": ServiceClass("batch", BestEffort(30.0)),
+    "agent": ServiceClass("agent", BestEffort(), program_deadline=60.0),
 }
 TIERS = {"priority": "chat", "default": "default", "flex": "batch"}
 SETTINGS = ServerSettings(classes=CLASSES, tiers=TIERS)
@@ -241,6 +242,22 @@ def test_a_programs_deadline_is_bounded_by_key():
         {"program": {"id": "p", "deadline_ms": 1}}, caller=key(bounds=Bounds(deadline=2.0))
     )
     assert (made.program.deadline, made.is_raised) == (2.0, True)
+
+
+def test_a_program_without_a_deadline_has_its_classs():
+    """By its id alone; its own deadline wins, and the key bounds either."""
+    slo = {"class": "agent"}
+    assert promise({"slo": slo, "program": {"id": "p"}}).program.deadline == 60.0
+    assert promise({"slo": slo, "program": {"id": "p", "deadline_ms": 5}}).program.deadline == 0.005
+    bound = key(bounds=Bounds(deadline=90.0))
+    made = promise({"slo": slo, "program": {"id": "p"}}, caller=bound)
+    assert (made.program.deadline, made.is_raised) == (90.0, True)
+
+
+def test_a_session_has_no_deadline_from_its_class():
+    """Agents send session headers unasked: their calls stay judged alone."""
+    made = promise({"slo": {"class": "agent"}}, {"x-session-id": "s1"})
+    assert made.program.deadline is None
 
 
 def test_flat_xargs_state_a_program():

@@ -76,7 +76,7 @@ def resolve(
     wanted = weights[0] if weights else service.weight
     limit = math.inf if key.bounds.weight is None else key.bounds.weight
     priority = service.priority if wire.priority is None else wire.priority
-    program, program_raised = _program(wire, flat["program"], headers, key, call)
+    program, program_raised = _program(wire, flat["program"], headers, key, call, service)
     return Promise(
         service=service,
         slo=slo,
@@ -149,9 +149,17 @@ def _service(
 
 
 def _program(
-    wire: Sampled, flat: Mapping[str, Any], headers: Headers, key: ApiKey, call: str
+    wire: Sampled,
+    flat: Mapping[str, Any],
+    headers: Headers,
+    key: ApiKey,
+    call: str,
+    service: ServiceClass,
 ) -> tuple[ProgramRef | None, bool]:
-    """The call's place in its program, and whether the program's deadline was raised."""
+    """The call's place in its program, and whether the program's deadline was raised.
+
+    A program that states no deadline has its class's; a session that is no more is left as it is.
+    """
     part = wire.program or ProgramPart()
     if flat and part == ProgramPart():
         part = validate(ProgramPart, flat, "vllm_xargs.program_")
@@ -164,6 +172,8 @@ def _program(
             raise InvalidRequest("'program.id' is required", "program.id", "missing_field")
         return None, False
     deadline = None if deadline_ms is None else deadline_ms / 1000
+    if deadline is None and part.id:
+        deadline = service.program_deadline
     raised = None if deadline is None else max(deadline, key.bounds.deadline or 0.0)
     is_final = part.final
     if is_final is None:
