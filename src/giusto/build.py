@@ -10,7 +10,7 @@ import json
 import logging
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from giusto.core.clock import Clock, WallClock
 from giusto.core.errors import ConfigError, GiustoError
+from giusto.core.events import Estimated, Foretold
 from giusto.core.kv import BlockPool
 from giusto.core.latency import NUM_TERMS, LatencyModel, LinearLatency
 from giusto.core.plan import Caps, Limits, Policy
@@ -82,7 +83,7 @@ def predictor(name: str, truth: TrueLengths | None = None) -> LengthPredictor:
 
 
 class Learners:
-    """What a policy on a live engine learns with: length bounds, programs, and a feed of both.
+    """What a policy on a live engine learns with: length bounds and programs; a feed of both.
 
     In `folder` is what was learned before, and `close` leaves there what is known now.
     """
@@ -91,15 +92,20 @@ class Learners:
         self.lengths = predictor(name)
         self._history = folder and folder / "programs.jsonl"
         self.programs = HistoryMatcher(store.load(self._history) if self._history else ())
-        self.feed: Announcer | ForestFeed = Announcer(self.lengths)
+        self._feed: Announcer | ForestFeed = Announcer(self.lengths)
         self._client: ForestClient | None = None
         if name == "forest":
             self._client = ForestClient(folder and folder / "lengths.npz")
-            self.feed = ForestFeed(self._client, _prompt_ids)
+            self._feed = ForestFeed(self._client, _prompt_ids)
 
     def follow(self, scheduler: Scheduler) -> None:
-        for learner in (self.lengths, self.programs, self.feed):
+        for learner in (self.lengths, self.programs, self._feed):
             scheduler.subscribe(learner.observe)
+
+    def poll(self, now: float) -> Iterator[Estimated | Foretold]:
+        """What they found out since the last call."""
+        yield from self._feed.poll(now)
+        yield from self.programs.poll(now)
 
     def close(self, now: float) -> None:
         """Keep what was learned; a disk that is full costs the history, no more."""

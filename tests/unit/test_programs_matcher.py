@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from giusto.core.events import Arrived, Finished, ProgramClosed, Rejected
+from giusto.core.events import Arrived, Finished, Foretold, ProgramClosed, Rejected
 from giusto.core.request import FinishReason, ProgramRef, Reason, Request, Submission
 from giusto.programs import store
 from giusto.programs.base import LAST, Outlook, Unforeseen
@@ -160,6 +160,20 @@ def test_a_match_is_judged_when_a_program_ends() -> None:
         for j in range(2):
             play.run(f"even {i} {j}", [(1000 + i, 10), (2000, 10), (100, 100)])
     assert not play.matcher.trust.in_match("a")
+
+
+def test_what_was_foretold_is_told_when_a_program_has_ended() -> None:
+    """Of each moment both ways, once; nothing of a moment after which no token came."""
+    play = Play()
+    for i in range(ENOUGH):
+        play.run(f"p{i}", [(100, 10), (200, 40)])
+    play.matcher.poll(play.now)
+    play.run("q", [(100, 10), (200, 80)])
+    assert play.matcher.poll(play.now) == [
+        Foretold("matched", 40, 80, play.now),
+        Foretold("counted", 40, 80, play.now),
+    ]
+    assert play.matcher.poll(play.now) == []
 
 
 def test_a_final_call_is_the_last() -> None:

@@ -15,6 +15,7 @@ from giusto.core.events import (
     Estimated,
     Event,
     Finished,
+    Foretold,
     Preempted,
     ProgramClosed,
     ProgramOpened,
@@ -142,6 +143,19 @@ def test_length_bounds_are_judged_as_requests_end(metrics: PrometheusMetrics) ->
     )
     assert (seen[bound % "true"], seen[bound % "false"]) == (1, 1)
     assert seen["giusto_length_bound_ratio_total{level=0.95,service_class=chat}"] == 2 + 0.5
+
+
+def test_forecasts_of_programs_are_counted_with_their_errors(metrics: PrometheusMetrics) -> None:
+    """By way, so that likeness can be held against counting."""
+    seen = feed(
+        metrics,
+        Foretold("matched", 50.0, 100.0, 1.0),
+        Foretold("matched", 125.0, 100.0, 1.0),
+        Foretold("counted", 100.0, 100.0, 1.0),
+    )
+    assert seen["giusto_program_forecasts_total{way=matched}"] == 2
+    assert seen["giusto_program_forecast_error_ratio_total{way=matched}"] == 0.75
+    assert seen["giusto_program_forecast_error_ratio_total{way=counted}"] == 0
 
 
 def test_bounds_of_open_requests_are_bounded(

@@ -116,6 +116,7 @@ outcomes = st.builds(
 reasons = st.sampled_from(Reason)
 kinds = (
     st.builds(ev.Estimated, names, st.lists(spans, max_size=8).map(tuple), times),
+    st.builds(ev.Foretold, names, spans, spans, times),
     st.builds(ev.Admitted, names, times, counts),
     st.builds(ev.Resumed, names, times, counts),
     st.builds(ev.Preempted, names, times),

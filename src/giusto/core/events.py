@@ -41,10 +41,23 @@ class Estimated:
     now: float
 
 
-class Feed(Protocol):
-    """Where a driver gets `Estimated` events from; asked before each plan, it never waits."""
+@dataclass(frozen=True, slots=True)
+class Foretold:
+    """What was said of a program under way, and what came; told by `inform` when it has ended.
 
-    def poll(self, now: float) -> Iterable[Estimated]: ...
+    `way` is how it was foretold; `told` and `came` are output tokens from then on.
+    """
+
+    way: str
+    told: float
+    came: float
+    now: float
+
+
+class Feed(Protocol):
+    """Where a driver gets what predictors found out; asked before each plan, it never waits."""
+
+    def poll(self, now: float) -> Iterable[Estimated | Foretold]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +154,7 @@ class ProgramClosed:
 Event = (
     Arrived
     | Estimated
+    | Foretold
     | Admitted
     | Resumed
     | Preempted

@@ -23,11 +23,9 @@ from giusto.engine.runner import Execution, ModelRunner
 log = logging.getLogger(__name__)
 
 
-class Learners(Protocol):
+class Learners(Feed, Protocol):
     """What the scheduler's policy learns with, beside the steps."""
 
-    @property
-    def feed(self) -> Feed: ...
     def close(self, now: float) -> None:
         """Keep what was learned."""
         ...
@@ -78,8 +76,8 @@ class Engine:
         """Do one step; returns the events since the last, and when to wake if nothing was done."""
         planned = self.clock.now()
         if self._learners is not None:
-            for estimate in self._learners.feed.poll(planned):
-                self.scheduler.inform(estimate)
+            for found in self._learners.poll(planned):
+                self.scheduler.inform(found)
         plan = self.scheduler.schedule(planned)
         started = self.clock.now()
         if not plan.grants:

@@ -190,6 +190,7 @@ _PLAIN: dict[str, type] = {
     for kind in (
         ev.Admitted,
         ev.Resumed,
+        ev.Foretold,
         ev.ProgramOpened,
         ev.ProgramClosed,
     )

@@ -23,6 +23,7 @@ from giusto.core.events import (
     Demoted,
     Estimated,
     Event,
+    Foretold,
     Preempted,
     ProgramClosed,
     Rejected,
@@ -108,6 +109,8 @@ COUNTERS: dict[str, tuple[str, Labels, str | None]] = {
         None,
     ),
     "length_bound_ratio": ("Sum of bound over length", ("service_class", "level"), None),
+    "program_forecasts": ("Forecasts of programs' tokens that were judged", ("way",), None),
+    "program_forecast_error_ratio": ("Sum of error over tokens to come", ("way",), None),
     "accepted_tokens": ("Drafted tokens accepted", (), "spec_decode_num_accepted_tokens"),
 }
 
@@ -193,6 +196,9 @@ class PrometheusMetrics(Collector):
                 self._admit(request_id, now, cached_tokens)
             case Estimated():
                 self._bounds.tell(event)
+            case Foretold(way, told, came):
+                self._counters["program_forecasts"][(way,)] += 1
+                self._counters["program_forecast_error_ratio"][(way,)] += abs(told - came) / came
             case Preempted():
                 self._counters["preemptions"][()] += 1
             case Demoted(request_id, _, reason):

@@ -9,11 +9,11 @@ known before it has ended.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from giusto.core.events import Arrived, Finished, ProgramClosed, Rejected
+from giusto.core.events import Arrived, Finished, Foretold, ProgramClosed, Rejected
 from giusto.core.request import FinishReason, RequestView
 from giusto.programs import budget
 from giusto.programs.base import LAST, Outlook
@@ -22,10 +22,12 @@ from giusto.programs.growing import Growing
 from giusto.programs.history import CAPACITY, History, Past
 from giusto.programs.match import Match, Neighbours, weighted_median
 from giusto.programs.quantiles import Quantiles, bucket
-from giusto.programs.trust import Claim, Trust
+from giusto.programs.trust import Claim, Judged, Trust
 
 #: Open programs remembered; the longest untouched is forgotten first.
 MAX_OPEN = 4096
+#: Judgements kept until somebody asks for them; the oldest go first.
+MAX_UNTOLD = 1024
 #: Fewer candidates than this tell less than the app's quantiles: the choice among them is chance.
 ENOUGH = 10
 #: After so many answered calls a program that is another's to the token repeats it. Before, equal
@@ -67,6 +69,7 @@ class HistoryMatcher:
         self.max_open = max_open
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self._calls: dict[str, tuple[RequestView, _Place]] = {}
+        self._judged: deque[Judged] = deque(maxlen=MAX_UNTOLD)
         for each in self.history.past():
             self.quantiles.observe(each.graph)
 
@@ -85,6 +88,14 @@ class HistoryMatcher:
         measures = self._matched_rest(program) if self._is_matched(program) else None
         measures = measures or self._counted_rest(program) or self._matched_rest(program)
         return None if measures is None else _outlook(measures)
+
+    def poll(self, now: float) -> list[Foretold]:
+        """How programs came out that have ended since the last call, beside what was foretold."""
+        if not self._judged:
+            return []
+        told = [Foretold(*judged, now) for judged in self._judged]
+        self._judged.clear()
+        return told
 
     def observe(self, event: object) -> None:
         match event:
@@ -156,7 +167,7 @@ class HistoryMatcher:
         self._drop(program)
         graph = program.growing.close()
         if graph is not None:
-            self.trust.judge(graph.app, program.claims, program.tokens)
+            self._judged += self.trust.judge(graph.app, program.claims, program.tokens)
             self.history.credit(program.match.neighbours(), now)
             self.history.add(graph, now)
             self.quantiles.observe(graph)

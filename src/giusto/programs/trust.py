@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from giusto.programs.match import weighted_median
 
@@ -17,6 +18,8 @@ WINDOW, APPS, ENOUGH = 1000, 32, 50
 #: The match is left for a median error this many times the quantiles'. Less may be chance, for the
 #: errors of one program go together: a thousand are of some tens of programs.
 MARGIN = 1.5
+#: The ways: by likeness to programs of history, by the app's quantiles after as many calls.
+MATCHED, COUNTED = "matched", "counted"
 
 
 @dataclass(slots=True)
@@ -27,6 +30,14 @@ class Claim:
     matched: float
     counted: float
     calls: int = 1
+
+
+class Judged(NamedTuple):
+    """One claim of one way: the output tokens that it told, and those that came."""
+
+    way: str
+    told: float
+    came: float
 
 
 @dataclass(slots=True)
@@ -47,8 +58,12 @@ class Trust:
         errors = self._apps.get(app)
         return errors is None or errors.is_in_use
 
-    def judge(self, app: str | None, claims: list[Claim], tokens: int) -> None:
-        """Compare what was said of a program with the tokens that it had in the end."""
+    def judge(self, app: str | None, claims: list[Claim], tokens: int) -> list[Judged]:
+        """Compare what was said of a program with the tokens that it had in the end.
+
+        Returns what can be judged: nothing of a moment after which no token came.
+        """
+        judged = []
         errors = self._apps.setdefault(app, _Errors())
         self._apps.move_to_end(app)
         for claim in claims:
@@ -56,8 +71,11 @@ class Trust:
             if left > 0:
                 errors.matched.append((abs(claim.matched - left) / left, claim.calls))
                 errors.counted.append((abs(claim.counted - left) / left, claim.calls))
+                judged += [Judged(MATCHED, claim.matched, left)]
+                judged += [Judged(COUNTED, claim.counted, left)]
         if len(errors.matched) >= ENOUGH:
             matched = weighted_median(list(errors.matched))
             errors.is_in_use = matched <= MARGIN * weighted_median(list(errors.counted))
         while len(self._apps) > APPS:
             self._apps.popitem(last=False)
+        return judged
