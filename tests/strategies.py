@@ -44,6 +44,16 @@ class LiteralView:
     asked: list[str] = field(default_factory=list)
 
     @property
+    def unanswered(self) -> list[Request]:
+        """Found by going through the line: what the queue keeps at hand."""
+        first: dict[float | None, Request] = {}
+        for each in self.waiting:
+            if each.first_token is None:
+                span = each.slo.starvation if isinstance(each.slo, BestEffort) else None
+                first.setdefault(span, each)
+        return list(first.values())
+
+    @property
     def free_slots(self) -> int:
         return max(0, self.limits.max_num_seqs - len(self.running))
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from giusto.core.queue import QueueLimits, WaitingQueue
 from giusto.core.request import Reason, Request
-from strategies import request
+from giusto.core.slo import BestEffort, Deadline
+from strategies import LiteralView, request
 
 
 def line(*requests: Request) -> WaitingQueue:
@@ -29,6 +32,27 @@ def test_removing_takes_the_right_one() -> None:
     queue = line(a, b, c)
     queue.remove(b)
     assert ([r.id for r in queue.requests], queue.num_prefill_tokens) == (["a", "c"], 20)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["promise", 5.0, 60.0]), st.booleans())),
+    st.randoms(use_true_random=False),
+)
+def test_the_longest_waits_for_a_first_token_are_at_hand(waits, rng) -> None:
+    """One of each span of best effort and one of the promised, as going through the line finds."""
+    requests = []
+    for index, (arrival, span, has_token) in enumerate(waits):
+        slo = Deadline(9.0) if span == "promise" else BestEffort(span)
+        requests.append(request(f"r{index}", slo=slo, arrival=arrival))
+        requests[-1].first_token = 1.0 if has_token else None
+    queue = line(*requests)
+    rng.shuffle(requests)
+    while True:
+        found = sorted(r.id for r in queue.unanswered)
+        assert found == sorted(r.id for r in LiteralView(waiting=queue.requests).unanswered)
+        if not requests:
+            break
+        queue.remove(requests.pop())
 
 
 def test_removing_who_does_not_wait_is_a_bug() -> None:

@@ -111,6 +111,12 @@ class View(Protocol):
         ...
 
     @property
+    def unanswered(self) -> Sequence[RequestView]:
+        """Who of `waiting` waits longest for a first token: of each starvation span of best effort,
+        and of all who were promised more."""
+        ...
+
+    @property
     def running(self) -> Sequence[RequestView]:
         """Resident requests in order of residence; the oldest first."""
         ...

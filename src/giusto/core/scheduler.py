@@ -110,6 +110,7 @@ class Scheduler:
             now,
             self._next_step,
             self._waiting.requests,
+            self._waiting.unanswered,
             tuple(self._running),
             self.limits,
             self.caps,
@@ -185,8 +186,8 @@ class Scheduler:
             self._finish(request, FinishReason.ABORT, now)
         return True
 
-    def inform(self, event: ev.Estimated) -> None:
-        """Pass on what a predictor found out: the one event that comes from outside."""
+    def inform(self, event: ev.Estimated | ev.Foretold) -> None:
+        """Pass on what a predictor found out: the events that come from outside."""
         self._publish(event)
 
     def close_program(self, program_id: str, now: float) -> None:

@@ -47,6 +47,7 @@ class SchedulerView:
     now: float
     step: int
     waiting: Sequence[Request]
+    unanswered: Sequence[Request]
     running: Sequence[Request]
     limits: Limits
     caps: Caps
