@@ -199,4 +199,4 @@ def test_the_demoted_end_by_themselves_and_nothing_is_kept_of_anyone() -> None:
     assert {ends[request_id] for request_id in demoted} == {FinishReason.STOP}
     policy = drive.scheduler.policy
     assert isinstance(policy, EdfShed)
-    assert policy._latest == {}
+    assert policy._shedding._latest == {}

@@ -235,12 +235,28 @@ def test_an_outlived_prediction_is_asked_for_again() -> None:
 
 
 def test_predictions_are_renewed_as_requests_end() -> None:
-    """Every so many endings the predictor has learnt enough to be asked anew."""
+    """A few with each ending, the oldest first, so that no step asks for all; in the end each."""
+    names = [f"r{k}" for k in range(4 * RENEWAL)]
+    table = Table(dict.fromkeys(names, 20))
+    lengths = Remembered(table)
+
+    def ask() -> list[str]:
+        table.asked.clear()
+        for name in names:
+            lengths.total(grown(name, 0))
+        return list(table.asked)
+
+    assert ask() == names
+    assert ask() == []
+    for count in range(RENEWAL):
+        lengths.observe(Finished(f"gone {count}", 0.0, FinishReason.STOP))
+        assert ask() == names[4 * count : 4 * count + 4]
+
+
+def test_predictions_of_who_has_ended_are_forgotten() -> None:
     table = Table({"a": 20})
     lengths = Remembered(table)
-    for count in range(RENEWAL):
-        assert len(table.asked) == min(count, 1)
-        lengths.total(grown("a", 0))
-        lengths.observe(Finished(f"r{count}", 0.0, FinishReason.STOP))
+    lengths.total(grown("a", 0))
+    lengths.observe(Finished("a", 0.0, FinishReason.STOP))
     lengths.total(grown("a", 0))
     assert table.asked == ["a", "a"]

@@ -220,6 +220,16 @@ def test_a_shorter_span_of_its_own_counts() -> None:
     assert floored(view, "b") == [("a", 3), ("b", None)]
 
 
+def test_a_short_span_does_not_wait_behind_a_long_one() -> None:
+    """Whoever came before it, and however many."""
+    line = [request(f"u{i}", arrival=0.1 * i) for i in range(3)]
+    line.append(request("a", slo=BestEffort(4.0), arrival=1.0))
+    view = LiteralView([], line, now=3.5)
+    assert floored(view)[0][0] == "a"
+    view.now = 33.1
+    assert floored(view)[0][0] == "a", "it is due since 3 s, the others since 30 s"
+
+
 def test_best_effort_is_promised_the_floor_missed_promises_only_borrow_it() -> None:
     """A flood of missed requests that came before it does not keep it waiting."""
     flood = [request(f"u{i}", slo=Streaming(1.0)) for i in range(3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import nsmallest
@@ -20,7 +21,7 @@ from giusto.programs.base import ProgramMatcher, Unforeseen
 #: Share of a step's tokens kept for the request that has waited longest for its first token.
 FLOOR_SHARE = 0.05
 DEFAULT_STARVATION = BestEffort().starvation
-#: Lengths are asked anew after so many requests have ended: predictors learn no faster.
+#: Lengths are asked anew about every so many endings: predictors learn no faster.
 RENEWAL = 32
 
 
@@ -57,16 +58,16 @@ class Stateless:
 class Remembered:
     """A length predictor that is asked once per request, and again when outlived or renewed.
 
-    So that ten thousand waiting requests can be ranked in every step.
+    So that ten thousand waiting requests can be ranked in every step: with each ending the oldest
+    few of its answers are forgotten, so that no step has to ask for all of them anew.
     """
 
     def __init__(self, lengths: LengthPredictor) -> None:
         self._lengths = lengths
-        self._totals: dict[str, float] = {}
-        self._num_ended = 0
+        self._totals: OrderedDict[str, float] = OrderedDict()
 
     def total(self, request: RequestView) -> float:
-        """Bound of the whole output, at most `RENEWAL` endings old; a look-up."""
+        """Bound of the whole output, some `RENEWAL` endings old at most; a look-up."""
         total = self._totals.get(request.id)
         return self._ask(request) if total is None else total
 
@@ -78,14 +79,15 @@ class Remembered:
     def _ask(self, request: RequestView) -> float:
         total = request.num_output_tokens + self._lengths.remaining(request)
         self._totals[request.id] = total
+        self._totals.move_to_end(request.id)
         return total
 
     def observe(self, event: object) -> None:
-        """Count endings; the predictor itself learns elsewhere."""
+        """Forget as requests end; the predictor itself learns elsewhere."""
         if isinstance(event, Finished):
-            self._num_ended += 1
-            if self._num_ended % RENEWAL == 0:
-                self._totals.clear()
+            self._totals.pop(event.request_id, None)
+            for _ in range(-(-len(self._totals) // RENEWAL)):
+                self._totals.popitem(last=False)
 
 
 def earliest_due(view: View, waiting: Iterable[RequestView]) -> list[RequestView]:
@@ -141,24 +143,16 @@ def with_floor(
 
 
 def _starved(view: View) -> RequestView | None:
-    """Who is due for the floor: best effort, which was promised it, before missed promises.
-
-    The look at the line ends with the first that is not due: to go on costs a millisecond with ten
-    thousand waiting. Where classes state different spans, a short one may wait behind a long one.
-    """
-    starved = [r for r in view.running if r.first_token is None and r.num_remaining_tokens]
-    starved = [r for r in starved if _is_due(r, view.now)]
-    for request in view.waiting:
-        if request.first_token is None:
-            if not _is_due(request, view.now):
-                break
-            starved.append(request)
-            if isinstance(request.slo, BestEffort):
-                break
-    return min(starved, key=lambda r: (not isinstance(r.slo, BestEffort), r.arrival), default=None)
+    """Who is due for the floor: best effort, which was promised it, before missed promises."""
+    prompts = (r for r in view.running if r.first_token is None and r.num_remaining_tokens)
+    due = ((_floor_due(r), r) for r in chain(prompts, view.unanswered))
+    starved = [(when, r) for when, r in due if when[1] < view.now]
+    return min(starved, key=lambda pair: pair[0])[1] if starved else None
 
 
-def _is_due(request: RequestView, now: float) -> bool:
+def _floor_due(request: RequestView) -> tuple[bool, float]:
+    """Whether a request only borrows the floor, and from when on."""
     slo = request.slo
-    span = slo.starvation if isinstance(slo, BestEffort) else DEFAULT_STARVATION
-    return now - request.arrival > span / 2
+    if isinstance(slo, BestEffort):
+        return False, request.arrival + slo.starvation / 2
+    return True, request.arrival + DEFAULT_STARVATION / 2
