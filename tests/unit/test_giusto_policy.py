@@ -7,10 +7,10 @@ from itertools import combinations
 
 import pytest
 
-from giusto.core.events import Arrived
-from giusto.core.latency import LinearLatency
-from giusto.core.plan import Caps, Limits, Plan, check
-from giusto.core.request import RequestView
+from giusto.core.events import Arrived, Finished, Stepped
+from giusto.core.latency import BatchShape, LinearLatency, RooflineLatency
+from giusto.core.plan import Caps, Limits, Plan, Refusal, StepOutcome, Yield, check
+from giusto.core.request import FinishReason, Reason, RequestView
 from giusto.core.slo import SLO, BestEffort, Deadline, Program, Streaming
 from giusto.policies import make
 from giusto.policies.base import Dependencies
@@ -18,6 +18,7 @@ from giusto.policies.giusto import Giusto
 from giusto.policies.giusto.choice import Job, Supply, choose
 from giusto.policies.giusto.cost import Cost
 from giusto.policies.giusto.forecast import Forecast
+from giusto.policies.giusto.shares import Shares
 from giusto.predict.base import Constant
 from giusto.programs.base import Outlook, Unforeseen
 from strategies import LiteralView, decoding, request
@@ -81,7 +82,8 @@ def is_feasible(jobs: list[Job], supply: Supply) -> bool:
 def test_the_fewest_possible_jobs_are_dropped(seed: int) -> None:
     """With equal weights and no load, no larger set of jobs would make it."""
     draw = random.Random(seed)
-    supply = Supply(draw.uniform(0.02, 0.1), 0.02, draw.uniform(0.2, 1))
+    step = draw.uniform(0.02, 0.1)
+    supply = Supply(step, step - 0.02, draw.uniform(0.2, 1))
     jobs = jobs_of(draw, 7)
     kept, dropped = choose(jobs, 0.0, supply)
     best = max(
@@ -97,7 +99,7 @@ def test_the_fewest_possible_jobs_are_dropped(seed: int) -> None:
 def test_what_is_chosen_makes_it_beside_its_own_decoding(seed: int) -> None:
     """With loads too, the kept are feasible as the supply counts."""
     draw = random.Random(seed)
-    supply = Supply(0.05, 0.02, draw.uniform(0.2, 1))
+    supply = Supply(0.05, 0.03, draw.uniform(0.2, 1))
     kept, dropped = choose(jobs_of(draw, 8, load=0.2), 0.0, supply)
     assert is_feasible(kept, supply)
     assert kept == sorted(kept) and dropped == sorted(dropped)
@@ -105,14 +107,14 @@ def test_what_is_chosen_makes_it_beside_its_own_decoding(seed: int) -> None:
 
 def test_of_two_in_conflict_the_denser_is_kept() -> None:
     """Value per second of work decides, not urgency."""
-    supply = Supply(0.1, 0.0, 1.0)
+    supply = Supply(0.1, 0.1, 1.0)
     cheap, dear = Job(0.3, "cheap", 0.2, 0.0, 5.0), Job(0.25, "dear", 0.2, 0.0, 1.0)
     assert choose([dear, cheap], 0.0, supply) == ([cheap], [dear])
 
 
 def test_supply_is_what_the_step_leaves_and_then_a_share() -> None:
-    """Within the step all but its base; afterwards the share that decoding leaves."""
-    supply = Supply(step=0.1, base=0.02, share=0.5)
+    """Within the step its first part, less what comes too late; then the share that is left."""
+    supply = Supply(step=0.1, first=0.08, share=0.5)
     assert supply.until(0.06, 0.0) == pytest.approx(0.04)
     assert supply.until(0.3, 0.0) == pytest.approx(0.08 + 0.5 * 0.2)
     assert supply.until(0.3, 0.2) == pytest.approx(0.08 + 0.3 * 0.2)
@@ -282,6 +284,76 @@ def test_a_promise_that_can_be_kept_yields_to_nobody() -> None:
     assert "fresh" not in tokens(plan)
 
 
+# Costs
+
+
+def test_what_fits_into_a_step_is_the_models_to_say() -> None:
+    """Under a roofline the first tokens cost less than the slope over many of them tells."""
+    roofline = RooflineLatency(memory=0.01, compute=1e-4)
+    cost = Cost.of(roofline, [decoding("d")])
+    seconds = 0.0102
+    fits = cost.prompt_tokens(1, seconds, 512)
+    assert cost.step_time(1, fits) <= seconds < cost.step_time(1, fits + 1)
+    assert fits * cost.per_prefill > 2 * (seconds - cost.base)
+    assert cost.decodes(cost.step_time(7), 100) == 7
+    assert cost.decodes(cost.step_time(7), 5) == 5
+    assert cost.prompt_tokens(9, 0.001, 512) == 0
+
+
+# Best effort, tenants, giving up
+
+
+def test_best_effort_has_a_share_of_each_step_until_its_first_token() -> None:
+    """A twentieth of a step of 12 ms, whatever the deadline that holds it asks for."""
+    tight = decoding("d", slo=Deadline(1.0), arrival=NOW + 0.24 - 1.0)
+    asks = [request("p", 300, arrival=NOW), request("q", 300, arrival=NOW)]
+    view = view_of(running=[tight], waiting=asks)
+    made = policy(best_effort=0.2)
+    assert "p" not in tokens(made.plan(view)) or tokens(made.plan(view))["p"] == 1
+    for ask in asks:
+        made.observe(Arrived(ask, NOW))
+    assert tokens(plan_of(view, made)) == {"d": 1, "p": 2}
+    asks[0].first_token = NOW
+    one = StepOutcome(7, NOW, NOW, BatchShape(), {"p": Yield((1,)), "q": Yield()})
+    made.observe(Stepped(one, NOW))
+    assert "q" in tokens(plan_of(view, made))
+
+
+def test_a_tenant_above_its_share_is_the_first_to_lose() -> None:
+    """Two alike, and time for one: it is the other tenant's, whatever their names."""
+    shares = Shares()
+    greedy, modest = (request(name, 50) for name in ("greedy", "modest"))
+    greedy.tenant, modest.tenant = "greedy", "modest"
+    for each in (greedy, modest):
+        shares.observe(Arrived(each, NOW))
+    assert shares.favour("greedy") == shares.favour("modest") == 1.0
+    got = StepOutcome(1, NOW, NOW, BatchShape(), {"greedy": Yield((1,)), "modest": Yield()})
+    shares.observe(Stepped(got, NOW))
+    assert shares.favour("greedy") == pytest.approx(0.5)
+    assert shares.favour("modest") == 1.0
+    shares.observe(Finished("modest", NOW, FinishReason.STOP))
+    assert shares.favour("greedy") == 1.0, "who is alone takes all"
+
+
+def test_a_missed_promise_is_demoted_once() -> None:
+    """Its client is told so; what may still be in time is not."""
+    missed = decoding("m", slo=Deadline(1.0), arrival=NOW - 9)
+    missed.has_begun = True
+    view = view_of(running=[missed, stream("s", 0.1)])
+    assert plan_of(view).demote == (Refusal("m", Reason.DEADLINE_PASSED),)
+    missed.is_demoted = True
+    assert plan_of(view).demote == ()
+
+
+def test_who_cannot_be_saved_is_refused_if_that_is_asked_for() -> None:
+    """Served late otherwise: a late answer may be worth something."""
+    late = request("late", 300, slo=Deadline(1.0), arrival=NOW - 0.9)
+    view = view_of(waiting=[late])
+    assert plan_of(view).reject == ()
+    (refusal,) = plan_of(view, policy(sheds=True)).reject
+    assert (refusal.request_id, refusal.reason) == ("late", Reason.DEADLINE_UNREACHABLE)
+
+
 class Foretold(Unforeseen):
     """Sixty more tokens on the way, and three seconds of tools."""
 
@@ -292,16 +364,17 @@ class Foretold(Unforeseen):
 def test_a_calls_share_of_its_programs_time_is_by_what_is_foretold() -> None:
     """Of nine seconds less the tools' three a call of 20 tokens has a quarter before 60 more."""
     call = request("c", 20, slo=Program(9.0), arrival=NOW)
-    forecast = Forecast(Constant(20), Foretold())
+    forecast = Forecast(Constant(20), Foretold(), 0.5)
     assert forecast.call_due(call) == pytest.approx(NOW + 6.0 / 4)
-    assert Forecast(Constant(20), Unforeseen()).call_due(call) == NOW + 9.0
-    cost = Cost(0.01, 0.0005, 0.001)
+    assert Forecast(Constant(20), Unforeseen(), 0.5).call_due(call) == NOW + 9.0
+    cost = Cost(LATENCY, 128, 0.01, 0.0005, 0.001)
     ahead = forecast.ahead(call, cost)
     assert (ahead.calls, ahead.work) == (5.0, pytest.approx(90 * 0.0005))
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("patience", 0.5), ("program_value", -1), ("eager", 0), ("window", 0)]
+    ("name", "value"),
+    [("patience", 0.5), ("program_value", -1), ("level", 1.0), ("best_effort", -1), ("window", 0)],
 )
 def test_other_parameters_are_checked_too(name: str, value: float) -> None:
     """Each names itself."""

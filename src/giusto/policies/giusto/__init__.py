@@ -16,20 +16,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from giusto.core.events import Arrived, Finished, Rejected
+from giusto.core.events import Arrived
 from giusto.core.pack import Budget, PreemptFor, pack
-from giusto.core.plan import Plan, View, Want
+from giusto.core.plan import Plan, Refusal, View, Want
 from giusto.core.slo import BestEffort, Streaming
 from giusto.policies.base import FLOOR_SHARE, Dependencies, with_floor
 from giusto.policies.giusto.choice import Job, Supply, choose
 from giusto.policies.giusto.cost import Cost
-from giusto.policies.giusto.decodes import Batch, Decodes
+from giusto.policies.giusto.decodes import SPARE_SLOTS, Batch, Decodes
 from giusto.policies.giusto.forecast import Forecast
 from giusto.policies.giusto.parameters import Parameters
 from giusto.policies.giusto.prompts import Prompts, others
+from giusto.policies.shedding import Shedding, demotions
 
 __all__ = ["Giusto", "Parameters", "make"]
 
@@ -43,9 +45,10 @@ class Giusto:
     def __init__(self, parameters: Parameters, deps: Dependencies) -> None:
         self.parameters = parameters
         self.latency = deps.latency
-        self.forecast = Forecast(deps.lengths, deps.programs)
+        self.forecast = Forecast(deps.lengths, deps.programs, parameters.level)
         self._decodes = Decodes(self.forecast, parameters)
         self._prompts = Prompts(self.forecast, parameters)
+        self._shedding = Shedding(deps.latency)
         self._ttfts: dict[str, float] = {}
         self._has_promises = False
 
@@ -53,51 +56,88 @@ class Giusto:
 
     def observe(self, event: object) -> None:
         self.forecast.observe(event)
-        match event:
-            case Arrived(request):
-                self._has_promises |= not isinstance(request.slo, BestEffort)
-                if isinstance(request.slo, Streaming) and request.slo.ttft is not None:
-                    self._ttfts[request.service_class] = request.slo.ttft
-            case Finished(request_id) | Rejected(request_id):
-                self._prompts.forget(request_id)
+        self._prompts.observe(event)
+        self._shedding.observe(event)
+        if isinstance(event, Arrived):
+            slo = event.request.slo
+            self._has_promises |= not isinstance(slo, BestEffort)
+            if isinstance(slo, Streaming) and slo.ttft is not None:
+                self._ttfts[event.request.service_class] = slo.ttft
 
     # Deciding
 
     def plan(self, view: View) -> Plan:
         cost, batch, base, most = self._step(view)
         some = min(most, self._step_time(batch, base, self.parameters.spare), batch.pace)
-        chosen, dropped = self._choose(view, cost, batch, base, most)
+        chosen, dropped = self._choose(view, cost, batch, most)
         ids = {job.id for job in (*chosen, *dropped)}
-        soon = view.now + self.parameters.eager * min(self._ttfts.values(), default=math.inf)
-        wanted = sum(job.work for job in chosen if job.due < soon)
-        left = max(0.0, some - base)
-        num_rest = int(max(FLOOR_SHARE * most, left - wanted) / cost.per_decode)
-        rest = batch.rest[:num_rest] if view.caps.pause else batch.rest
-        prefill = max(min(wanted, most - base), left - len(rest) * cost.per_decode)
-        prefill = max(prefill, FREE_SHARE * base)
-        floor = int(max(FLOOR_SHARE * most, prefill - wanted) / cost.per_prefill)
+        num_kept, most_tokens = len(batch.kept), view.limits.max_num_batched_tokens
+        pressing = round(sum(job.work for job in chosen) / cost.per_prefill)
+        pressing = min(pressing, cost.prompt_tokens(num_kept, most, most_tokens))
+        # Others share what is spare beside the chosen prompts, and at least a twentieth.
+        spare = max(some, cost.step_time(num_kept, pressing) + FLOOR_SHARE * most)
+        rest = batch.rest
+        if view.caps.pause:
+            rest = rest[: cost.decodes(spare, num_kept + len(rest), pressing) - num_kept]
+        num_decodes = num_kept + len(rest)
+        free = max(some, (1 + FREE_SHARE) * cost.step_time(num_decodes))
+        prefill = max(pressing, cost.prompt_tokens(num_decodes, free, most_tokens))
+        floor = cost.prompt_tokens(num_kept, base + FLOOR_SHARE * most, most_tokens)
         seated, is_short = self._seated(view, batch, chosen)
+        entitled: list[Want] = []
+        asked = sum(job.work for job in (*chosen, *dropped)) / cost.per_prefill
+        share = (1 + self.parameters.best_effort) * cost.step_time(num_decodes)
+        owed = cost.prompt_tokens(num_decodes, share, most_tokens)
+        if not is_short and prefill - asked < owed:
+            entitled = self._entitled(view, batch, owed)
+            prefill = max(prefill, pressing + sum(want.max_tokens or 0 for want in entitled))
         order = chain(
             map(Want, batch.kept),
+            entitled,
             (Want(job.id) for job in seated),
             (Want(request_id, 0) for request_id in batch.paused),
             map(Want, rest),
             () if is_short else self._leftovers(view, batch, ids, dropped),
         )
-        return pack(
-            with_floor(order, view, max_tokens=max(1, floor)),
+        plan = pack(
+            with_floor(order, view, max_tokens=max(1, floor, prefill - pressing)),
             view,
-            budget=Budget(max_prefill_tokens=_tokens(prefill, view, cost)),
+            budget=Budget(max_prefill_tokens=max(_least(view), prefill)),
             preempt_for=PreemptFor.ANYBODY if is_short else PreemptFor.RUNNING,
+            reject=self._refusals(view) if self.parameters.sheds else (),
         )
+        return replace(plan, demote=demotions(view.running, view.now))
+
+    def _refusals(self, view: View) -> list[Refusal]:
+        """Waiting requests that nothing could save; they may come back when the line is done."""
+        lost = self._shedding.lost(view)
+        gone = {request.id for request in lost}
+        staying = (request for request in view.waiting if request.id not in gone)
+        return self._shedding.refusals(lost, staying, view)
+
+    def _entitled(self, view: View, batch: Batch, num_tokens: int) -> list[Want]:
+        """Best effort that has no answer yet, up to so many tokens, in order of arrival."""
+        wants: list[Want] = []
+        for request in self._prompts.best_effort(view, batch, SPARE_SLOTS):
+            if num_tokens < 1:
+                break
+            tokens = request.num_remaining_tokens
+            if request.resident_since is None:
+                tokens -= view.cost(request.id, 1).cached_tokens
+            wants.append(Want(request.id, min(tokens, num_tokens)))
+            num_tokens -= tokens
+        return wants
+
+    @property
+    def _reserve(self) -> float:
+        return self.parameters.reserve if self._has_promises else 0.0
 
     def _leftovers(
         self, view: View, batch: Batch, ids: set[str], dropped: Sequence[Job]
     ) -> Iterator[Want]:
         """Prompts of those who have no promise that is worth its time now."""
-        reserve = self.parameters.reserve if self._has_promises else 0.0
         yield from (Want(job.id) for job in dropped)
-        yield from map(Want, others(view, batch, ids, reserve))
+        yield from map(Want, others(view, batch, ids, self._reserve))
 
     def _seated(
         self, view: View, batch: Batch, chosen: Sequence[Job]
@@ -132,7 +172,7 @@ class Giusto:
         Seconds; `density` is value per second of work to come.
         """
         cost, batch, base, most = self._step(view)
-        chosen, dropped = self._choose(view, cost, batch, base, most)
+        chosen, dropped = self._choose(view, cost, batch, most)
         groups = {
             "decodes to keep in time": batch.kept,
             "prompts to finish in time": [job.id for job in chosen],
@@ -159,15 +199,19 @@ class Giusto:
         """What the residents need of a step: prices, who decodes, seconds at least and at most."""
         cost = Cost.of(self.latency, view.running)
         batch = self._decodes.part(view, cost)
-        base = cost.decode_time(len(batch.kept))
-        full = base + view.limits.max_num_batched_tokens * cost.per_prefill
+        num_kept = len(batch.kept)
+        base = cost.step_time(num_kept)
+        full = cost.step_time(num_kept, view.limits.max_num_batched_tokens)
         return cost, batch, base, min(full, self._step_time(batch, base, self.parameters.headroom))
 
     def _choose(
-        self, view: View, cost: Cost, batch: Batch, base: float, most: float
+        self, view: View, cost: Cost, batch: Batch, most: float
     ) -> tuple[list[Job], list[Job]]:
-        jobs = self._prompts.jobs(view, batch, cost)
-        return choose(jobs, view.now, Supply(most, base, batch.share_left(cost)))
+        num_tokens = view.limits.max_num_batched_tokens
+        share = batch.share_left(cost, num_tokens)
+        first = cost.prompt_tokens(len(batch.kept), most, num_tokens) * cost.per_prefill
+        jobs = self._prompts.jobs(view, batch, share, cost)
+        return choose(jobs, view.now, Supply(most, first, share))
 
     def _step_time(self, batch: Batch, base: float, share: float) -> float:
         """How long a step may last that spends `share` of the tightest slack."""
@@ -181,10 +225,9 @@ def _blocks(view: View, request_id: str) -> int:
     return view.cost(request_id, view.request(request_id).num_remaining_tokens - cached).total
 
 
-def _tokens(prefill: float, view: View, cost: Cost) -> int:
-    """Seconds of prefill as tokens; something must move even when streams leave no time."""
-    tokens = int(min(prefill / cost.per_prefill, view.limits.max_num_batched_tokens))
-    return max(1 if view.running else view.limits.block_size, tokens)
+def _least(view: View) -> int:
+    """Prompt tokens of a step at least: something must move even when streams leave no time."""
+    return 1 if view.running else view.limits.block_size
 
 
 def make(parameters: Parameters, deps: Dependencies) -> Giusto:

@@ -22,19 +22,19 @@ class Job(NamedTuple):
 
 
 class Supply(NamedTuple):
-    """Prefill time to come: so much within this step, then a share of all time.
+    """Seconds of prefill to come, by its price: so many in this step, then a share of all time.
 
-    This step ends `step` seconds from now at the latest; `base` of it is not prefill.
+    This step ends `step` seconds from now at the latest; `first` is what it has for prompts.
     """
 
     step: float
-    base: float
+    first: float
     share: float
 
     def until(self, span: float, load: float) -> float:
         """Seconds of prefill within `span` seconds from now, beside `load` of further decoding."""
-        burst = min(self.step, span) - self.base
-        return burst + max(0.0, self.share - load) * max(0.0, span - self.step)
+        first = self.first - max(0.0, self.step - span)
+        return first + max(0.0, self.share - load) * max(0.0, span - self.step)
 
 
 def choose(jobs: Sequence[Job], now: float, supply: Supply) -> tuple[list[Job], list[Job]]:

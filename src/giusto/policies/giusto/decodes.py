@@ -17,6 +17,8 @@ from giusto.policies.giusto.parameters import Parameters
 MARGIN = 2
 #: Share of slots below which a stream that is ahead is not paused: it would hold its own longer.
 SPARE_SLOTS = 0.05
+#: In so many rounds step time and who takes part in a step settle on each other, near enough.
+ROUNDS = 4
 
 
 @dataclass(slots=True)
@@ -40,10 +42,16 @@ class Batch:
     rate: float = 0.0
     num_timed: int = 0
 
-    def share_left(self, cost: Cost) -> float:
-        """Share of all time that decoding the kept at their pace leaves for prompts."""
+    def share_left(self, cost: Cost, most: int) -> float:
+        """Seconds of prefill a second, by its price, that decoding the kept at their pace leaves.
+
+        `most` prompt tokens fit into a step. Above 1 where they cost next to nothing.
+        """
         pace = min(self.pace, self.tightest)
-        return max(0.0, 1 - cost.base / pace - cost.per_decode * self.rate)
+        if pace == math.inf:
+            return 1.0
+        num_decodes = math.ceil(self.rate * pace)
+        return cost.prompt_tokens(num_decodes, pace, most) * cost.per_prefill / pace
 
 
 class Decodes:
@@ -80,10 +88,10 @@ class Decodes:
             else:
                 timed.append(request)
         batch.slack = min(streams, default=(math.inf, ""))[0]
-        kept = self._deadlines(view, cost, timed, num_decodes, batch, rest)
+        kept = self._deadlines(view, cost, timed, num_decodes - len(rest), batch, rest)
         self._pause(view, cost, streams, num_decodes - len(rest), batch)
         paused = set(batch.paused)
-        kept += [stream for stream in streams if stream[1] not in paused]
+        kept = [each for each in (*kept, *streams) if each[1] not in paused]
         kept.sort()
         rest.sort()
         batch.kept = [request_id for _, request_id in kept]
@@ -120,12 +128,13 @@ class Decodes:
     ) -> float:
         """Seconds of the shortest steps that can last: streams, where they may be paused, take part
         as often as their pace (`rate` tokens a second in all) demands."""
-        longest = cost.decode_time(num_decodes)
         if not self._may_pause(view):
-            return longest
-        shortest = cost.decode_time(num_timed)
-        left = 1 - cost.per_decode * rate
-        return longest if left <= 0 else min(longest, shortest / left)
+            return cost.step_time(num_decodes)
+        # Steps that last as long as it takes to serve who takes part: from below, where they meet.
+        takes = cost.step_time(num_timed)
+        for _ in range(ROUNDS):
+            takes = cost.step_time(min(num_decodes, num_timed + math.ceil(rate * takes)))
+        return takes
 
     def _may_pause(self, view: View) -> bool:
         """A paused stream holds its slot for longer: not while others need it."""
@@ -141,10 +150,10 @@ class Decodes:
         batch: Batch,
     ) -> None:
         """Let the streams that are furthest ahead skip a step that is too long for a deadline."""
-        now_takes = cost.decode_time(num_decodes)
+        now_takes = cost.step_time(num_decodes)
         if batch.pace >= now_takes or not self._may_pause(view):
             return
-        num_over = math.ceil((now_takes - batch.pace) / cost.per_decode)
+        num_over = num_decodes - cost.decodes(batch.pace, num_decodes)
         ahead = self._parameters.patience * max(now_takes, self.forecast.pace)
         batch.paused = [
             request_id for slack, request_id in nlargest(num_over, streams) if slack > ahead

@@ -25,11 +25,13 @@ class Ahead(NamedTuple):
 class Forecast:
     """Length bounds and outlooks, turned into instants.
 
-    `pace` is the seconds that a step takes lately, 0 before the first.
+    `level` is the chance of the bounds on lengths; `pace` is the seconds that a step takes lately,
+    0 before the first.
     """
 
-    def __init__(self, lengths: LengthPredictor, programs: ProgramMatcher) -> None:
+    def __init__(self, lengths: LengthPredictor, programs: ProgramMatcher, level: float) -> None:
         self.lengths = lengths
+        self.level = level
         self._programs = programs
         self.pace = 0.0
 
@@ -39,8 +41,8 @@ class Forecast:
             self.pace += (RATE if self.pace else 1.0) * (took - self.pace)
 
     def remaining(self, request: RequestView) -> float:
-        """Output tokens to come, an upper bound."""
-        return self.lengths.remaining(request)
+        """Output tokens to come, a bound."""
+        return self.lengths.remaining(request, self.level)
 
     def is_lost(self, request: RequestView) -> bool:
         """Demoted, or a stream with more late tokens than its likely length forgives."""
@@ -59,7 +61,7 @@ class Forecast:
         if not isinstance(request.slo, Program):
             return when
         outlook = self._programs.outlook(request)
-        own = request.num_output_tokens + self.lengths.remaining(request)
+        own = request.num_output_tokens + self.remaining(request)
         share = own / (own + outlook.path_tokens)
         return request.arrival + max(0.0, when - request.arrival - outlook.tool_time) * share
 

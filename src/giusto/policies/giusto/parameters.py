@@ -12,37 +12,41 @@ class Parameters:
     """What was tuned (`docs/policies/giusto.md` says how), not what a user must set.
 
     headroom: share of the tightest slack that a step may use for the sake of a promise; spare: for
-    other work; eager: prompts due within so many of the tightest TTFT targets are worth the
-    former; blocking: share of the tightest TTFT target that a step may last, for an arrival
+    other work; blocking: share of the tightest TTFT target that a step may last, for an arrival
     waits until it ends; window: how many waiting prompts are weighed against each other; reserve:
     share of slots and blocks that only promises may take; patience: a stream is paused for the sake
-    of deadlines only while it is so many steps ahead; program_value: a program is worth so many
-    requests as it has calls to come, to this power.
+    of deadlines only while it is so many steps ahead; level: chance of the bounds on lengths that
+    deadlines are planned with; program_value: a program is worth so many requests as it has calls
+    to come, to this power; best_effort: share of a step for best effort without an answer.
 
     Rules that can be switched off: pauses, streams that are ahead skip steps that deadlines need
-    shorter; yields, who has no promise to keep gives its place to one who has.
+    shorter; yields, who has no promise to keep gives its place to one who has. And on: sheds, who
+    waits and cannot be in time, whatever is done, is refused and not served late.
     """
 
     headroom: float = 0.5
     spare: float = 0.25
-    eager: float = 3.0
     blocking: float = 0.5
     window: int = 32
     reserve: float = 0.25
     patience: float = 3.0
+    level: float = 0.4
     program_value: float = 0.5
+    best_effort: float = 0.05
     pauses: bool = True
     yields: bool = True
+    sheds: bool = False
 
     def __post_init__(self) -> None:
         for name in _SHARES:
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
-        if not self.eager > 0:
-            raise ValueError(f"eager must be above 0, got {self.eager}")
+        if not 0 < self.level < 1:
+            raise ValueError(f"level must lie between 0 and 1, got {self.level}")
         if self.window < 1:
             raise ValueError(f"window must be at least 1, got {self.window}")
-        if not 0 <= self.program_value <= 1:
-            raise ValueError(f"program_value must lie in [0, 1], got {self.program_value}")
+        for name in ("program_value", "best_effort"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if not self.patience >= 1:
             raise ValueError(f"patience must be at least 1, got {self.patience}")

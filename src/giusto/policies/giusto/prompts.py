@@ -7,31 +7,55 @@ from collections.abc import Iterator
 from heapq import nsmallest
 from itertools import chain, islice
 
+from giusto.core.events import Arrived, Finished, Rejected, Stepped
 from giusto.core.plan import View
 from giusto.core.request import RequestView
-from giusto.core.slo import Streaming, due, is_missed
+from giusto.core.slo import BestEffort, Streaming, due, is_missed
 from giusto.policies.giusto.choice import Job
 from giusto.policies.giusto.cost import Cost, sample
 from giusto.policies.giusto.decodes import MARGIN, Batch
 from giusto.policies.giusto.forecast import Forecast
 from giusto.policies.giusto.parameters import Parameters
+from giusto.policies.giusto.shares import Shares
 
 #: Of all time that a deadline's prompt may count on, at least.
 LEAST_SHARE = 0.25
 
 
 class Prompts:
-    """Jobs of a view's prompts. Remembers when waiting requests are due until told to `forget`."""
+    """Jobs of a view's prompts. Remembers when waiting requests are due, and who is best effort."""
 
     def __init__(self, forecast: Forecast, parameters: Parameters) -> None:
         self.forecast = forecast
         self._parameters = parameters
+        self.shares = Shares()
         self._dues: dict[str, float] = {}
+        self._unanswered: set[str] = set()
 
-    def forget(self, request_id: str) -> None:
-        self._dues.pop(request_id, None)
+    def observe(self, event: object) -> None:
+        self.shares.observe(event)
+        match event:
+            case Arrived(request):
+                if isinstance(request.slo, BestEffort):
+                    self._unanswered.add(request.id)
+            case Stepped(outcome):
+                for request_id in self._unanswered & outcome.yields.keys():
+                    if outcome.yields[request_id].tokens:
+                        self._unanswered.discard(request_id)
+            case Finished(request_id) | Rejected(request_id):
+                self._dues.pop(request_id, None)
+                self._unanswered.discard(request_id)
 
-    def jobs(self, view: View, batch: Batch, cost: Cost) -> list[Job]:
+    def best_effort(self, view: View, batch: Batch, reserve: float) -> Iterator[RequestView]:
+        """Best effort without an answer yet: residents, then the line as far as there is room."""
+        waiting = self._unanswered
+        if not waiting:
+            return
+        yield from (r for r in batch.prompts if r.id in waiting)
+        if (num := room(view, reserve)) > 0:
+            yield from islice((r for r in view.waiting if r.id in waiting), num)
+
+    def jobs(self, view: View, batch: Batch, share: float, cost: Cost) -> list[Job]:
         """Prompts whose promise can still be kept: residents and the tightest of those waiting."""
         parameters = self._parameters
         has_room = view.free_slots or (parameters.yields and batch.rest)
@@ -40,7 +64,7 @@ class Prompts:
         usual = max(2 * cost.base, batch.tightest if batch.tightest < math.inf else 0.0)
         jobs = []
         for request in chain(batch.prompts, (view.waiting[index] for _, index in waiting)):
-            job = self._job(request, view, batch, usual, cost)
+            job = self._job(request, view, batch, usual, share, cost)
             if job is not None:
                 jobs.append(job)
         jobs.sort()
@@ -63,14 +87,23 @@ class Prompts:
             if need is None:
                 is_stream = isinstance(request.slo, Streaming)
                 left = 0.0 if is_stream else self.forecast.remaining(request)
-                need = needs[request.service_class] = left * cost.decode_time(1)
+                need = needs[request.service_class] = left * cost.base
             if now + need <= when:
                 yield when, index
 
     def _job(
-        self, request: RequestView, view: View, batch: Batch, usual: float, cost: Cost
+        self,
+        request: RequestView,
+        view: View,
+        batch: Batch,
+        usual: float,
+        share: float,
+        cost: Cost,
     ) -> Job | None:
-        """The prompt of a request as a job; None without a promise that could be kept."""
+        """The prompt of a request as a job; None without a promise that could be kept.
+
+        `share` of all time is for prompts; `usual` is the pace of streams.
+        """
         forecast = self.forecast
         when = due(request.slo, request)
         missed = is_missed(request.slo, request, view.now)
@@ -88,9 +121,9 @@ class Prompts:
         else:
             when = forecast.call_due(request)
             # The pace of streams if there is time for it, else what its prompt leaves.
-            reach = 2 * cost.base + work / max(batch.share_left(cost), LEAST_SHARE)
+            reach = 2 * cost.base + work / max(share, LEAST_SHARE)
             pace = min(usual, (when - view.now - reach) / (left + MARGIN))
-            if pace < cost.base + cost.per_decode:
+            if pace < cost.base:
                 return None
             rate = 1 / pace
             when -= (left + MARGIN) * pace
@@ -100,6 +133,7 @@ class Prompts:
             return None
         own = work + left * (cost.per_decode + extra)
         value = request.weight * calls**self._parameters.program_value / (own + later)
+        value *= self.shares.favour(request.tenant)
         return Job(when, request.id, work, rate * (cost.per_decode + extra), value)
 
 
@@ -109,17 +143,16 @@ def others(view: View, batch: Batch, jobs: set[str], reserve: float) -> Iterator
     They leave a share `reserve` of slots and blocks to promises to come.
     """
     yield from (r.id for r in batch.prompts if r.id not in jobs)
-    line = (r.id for r in view.waiting if r.id not in jobs)
-    first = next(line, None)
-    if first is None:
-        return
-    room = 1
-    if view.running:
-        some = sample(view.running)
-        held = sum(view.held(r.id) for r in some) * len(view.running) / len(some)
-        num_blocks = view.free_blocks + held
-        room = view.free_slots - int(reserve * view.limits.max_num_seqs)
-        if room < 1 or view.free_blocks < reserve * num_blocks:
-            return
-    yield first
-    yield from islice(line, room - 1)
+    if view.waiting and (num := room(view, reserve)) > 0:
+        yield from islice((r.id for r in view.waiting if r.id not in jobs), num)
+
+
+def room(view: View, reserve: float) -> int:
+    """How many may become resident if a share `reserve` of slots and blocks stays free."""
+    if not view.running:
+        return 1
+    some = sample(view.running)
+    held = sum(view.held(r.id) for r in some) * len(view.running) / len(some)
+    if view.free_blocks < reserve * (view.free_blocks + held):
+        return 0
+    return view.free_slots - int(reserve * view.limits.max_num_seqs)
