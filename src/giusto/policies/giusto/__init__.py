@@ -24,19 +24,17 @@ from giusto.core.events import Arrived
 from giusto.core.pack import Budget, PreemptFor, pack
 from giusto.core.plan import Plan, Refusal, View, Want
 from giusto.core.slo import BestEffort, Streaming
-from giusto.policies.base import FLOOR_SHARE, Dependencies, with_floor
+from giusto.policies.base import Dependencies, with_floor
 from giusto.policies.giusto.choice import Job, Supply, choose
 from giusto.policies.giusto.cost import Cost
 from giusto.policies.giusto.decodes import SPARE_SLOTS, Batch, Decodes
 from giusto.policies.giusto.forecast import Forecast
 from giusto.policies.giusto.parameters import Parameters
 from giusto.policies.giusto.prompts import Prompts, others
+from giusto.policies.giusto.step import Step
 from giusto.policies.shedding import Shedding, demotions
 
 __all__ = ["Giusto", "Parameters", "make"]
-
-#: What takes no more than this share of a step costs nothing.
-FREE_SHARE = 0.01
 
 
 class Giusto:
@@ -67,42 +65,27 @@ class Giusto:
     # Deciding
 
     def plan(self, view: View) -> Plan:
-        cost, batch, base, most = self._step(view)
-        some = min(most, self._step_time(batch, base, self.parameters.spare), batch.pace)
-        chosen, dropped = self._choose(view, cost, batch, most)
+        step = self._step(view)
+        batch = step.batch
+        chosen, dropped = self._choose(view, step)
         ids = {job.id for job in (*chosen, *dropped)}
-        num_kept, most_tokens = len(batch.kept), view.limits.max_num_batched_tokens
-        pressing = round(sum(job.work for job in chosen) / cost.per_prefill)
-        pressing = min(pressing, cost.prompt_tokens(num_kept, most, most_tokens))
-        # Others share what is spare beside the chosen prompts, and at least a twentieth.
-        spare = max(some, cost.step_time(num_kept, pressing) + FLOOR_SHARE * most)
-        rest = batch.rest
-        if view.caps.pause:
-            rest = rest[: cost.decodes(spare, num_kept + len(rest), pressing) - num_kept]
-        num_decodes = num_kept + len(rest)
-        free = max(some, (1 + FREE_SHARE) * cost.step_time(num_decodes))
-        prefill = max(pressing, cost.prompt_tokens(num_decodes, free, most_tokens))
-        floor = cost.prompt_tokens(num_kept, base + FLOOR_SHARE * most, most_tokens)
         seated, is_short = self._seated(view, batch, chosen)
-        entitled: list[Want] = []
-        asked = sum(job.work for job in (*chosen, *dropped)) / cost.per_prefill
-        share = (1 + self.parameters.best_effort) * cost.step_time(num_decodes)
-        owed = cost.prompt_tokens(num_decodes, share, most_tokens)
-        if not is_short and prefill - asked < owed:
-            entitled = self._entitled(view, batch, owed)
-            prefill = max(prefill, pressing + sum(want.max_tokens or 0 for want in entitled))
+        spending = step.spend(chosen, dropped, self.parameters.best_effort)
+        entitled = [] if is_short else self._entitled(view, batch, spending.owed)
+        owed = sum(want.max_tokens or 0 for want in entitled)
         order = chain(
             map(Want, batch.kept),
             entitled,
             (Want(job.id) for job in seated),
             (Want(request_id, 0) for request_id in batch.paused),
-            map(Want, rest),
+            map(Want, batch.rest[: spending.num_rest]),
             () if is_short else self._leftovers(view, batch, ids, dropped),
         )
+        prefill = max(_least(view), spending.prefill, spending.chosen + owed)
         plan = pack(
-            with_floor(order, view, max_tokens=max(1, floor, prefill - pressing)),
+            with_floor(order, view, max_tokens=spending.floor),
             view,
-            budget=Budget(max_prefill_tokens=max(_least(view), prefill)),
+            budget=Budget(max_prefill_tokens=prefill),
             preempt_for=PreemptFor.ANYBODY if is_short else PreemptFor.RUNNING,
             reject=self._refusals(view) if self.parameters.sheds else (),
         )
@@ -171,8 +154,9 @@ class Giusto:
 
         Seconds; `density` is value per second of work to come.
         """
-        cost, batch, base, most = self._step(view)
-        chosen, dropped = self._choose(view, cost, batch, most)
+        step = self._step(view)
+        batch = step.batch
+        chosen, dropped = self._choose(view, step)
         groups = {
             "decodes to keep in time": batch.kept,
             "prompts to finish in time": [job.id for job in chosen],
@@ -187,31 +171,31 @@ class Giusto:
             "place": ids.index(request_id),
             "of": len(ids),
             "remaining_tokens": self.forecast.remaining(view.request(request_id)),
-            "step_decodes_s": base,
-            "step_most_s": most,
+            "step_decodes_s": step.base,
+            "step_most_s": step.most,
         }
         for job in (*chosen, *dropped):
             if job.id == request_id:
                 facts["job"] = {**job._asdict(), "due": job.due - view.now}
         return facts
 
-    def _step(self, view: View) -> tuple[Cost, Batch, float, float]:
-        """What the residents need of a step: prices, who decodes, seconds at least and at most."""
+    def _step(self, view: View) -> Step:
+        """What the residents need of a step, and how long it may last for others."""
         cost = Cost.of(self.latency, view.running)
         batch = self._decodes.part(view, cost)
-        num_kept = len(batch.kept)
-        base = cost.step_time(num_kept)
-        full = cost.step_time(num_kept, view.limits.max_num_batched_tokens)
-        return cost, batch, base, min(full, self._step_time(batch, base, self.parameters.headroom))
+        limit = view.limits.max_num_batched_tokens
+        base = cost.step_time(len(batch.kept))
+        full = cost.step_time(len(batch.kept), limit)
+        most = min(full, self._step_time(batch, base, self.parameters.headroom))
+        some = min(most, self._step_time(batch, base, self.parameters.spare), batch.pace)
+        return Step(cost, batch, base, most, some, limit, view.caps.pause)
 
-    def _choose(
-        self, view: View, cost: Cost, batch: Batch, most: float
-    ) -> tuple[list[Job], list[Job]]:
-        num_tokens = view.limits.max_num_batched_tokens
-        share = batch.share_left(cost, num_tokens)
-        first = cost.prompt_tokens(len(batch.kept), most, num_tokens) * cost.per_prefill
+    def _choose(self, view: View, step: Step) -> tuple[list[Job], list[Job]]:
+        cost, batch = step.cost, step.batch
+        share = batch.share_left(cost, step.limit)
+        first = cost.prompt_tokens(len(batch.kept), step.most, step.limit) * cost.per_prefill
         jobs = self._prompts.jobs(view, batch, share, cost)
-        return choose(jobs, view.now, Supply(most, first, share))
+        return choose(jobs, view.now, Supply(step.most, first, share))
 
     def _step_time(self, batch: Batch, base: float, share: float) -> float:
         """How long a step may last that spends `share` of the tightest slack."""

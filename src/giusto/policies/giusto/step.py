@@ -1,0 +1,70 @@
+"""A step to be planned: how long it may last, and what that is spent on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from giusto.policies.base import FLOOR_SHARE
+from giusto.policies.giusto.choice import Job
+from giusto.policies.giusto.cost import Cost
+from giusto.policies.giusto.decodes import Batch
+
+#: What takes no more than this share of a step costs nothing.
+FREE_SHARE = 0.01
+
+
+class Spending(NamedTuple):
+    """Decodes without a promise that take part, and prompt tokens.
+
+    chosen: for prompts to finish in time, as far as the step may go; prefill: in all; floor: for
+    who starves; owed: for best effort without an answer, 0 where others leave it as much.
+    """
+
+    num_rest: int
+    chosen: int
+    prefill: int
+    floor: int
+    owed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Prices, who decodes, and seconds: `base` for the decodes to keep alone, `most` for the sake
+    of promises, `some` for others. `limit` prompt tokens fit into any step."""
+
+    cost: Cost
+    batch: Batch
+    base: float
+    most: float
+    some: float
+    limit: int
+    can_pause: bool
+
+    def spend(self, chosen: Sequence[Job], dropped: Sequence[Job], best_effort: float) -> Spending:
+        """Others share what is spare beside the chosen prompts, and at least a twentieth of the
+        step; of that a share `best_effort` is for best effort without an answer."""
+        cost, num_kept, num_rest = self.cost, len(self.batch.kept), len(self.batch.rest)
+        least = FLOOR_SHARE * self.most
+        asked = sum(job.work for job in chosen) / cost.per_prefill
+        for_chosen = min(round(asked), self._prompt_tokens(num_kept, self.most))
+        if self.can_pause:
+            spare = max(self.some, cost.step_time(num_kept, for_chosen) + least)
+            num_rest = cost.decodes(spare, num_kept + num_rest, for_chosen) - num_kept
+        takes = cost.step_time(num_kept + num_rest)
+        free = max(self.some, (1 + FREE_SHARE) * takes)
+        prefill = max(for_chosen, self._prompt_tokens(num_kept + num_rest, free))
+        floor = self._prompt_tokens(num_kept, self.base + least)
+        owed = self._prompt_tokens(num_kept + num_rest, (1 + best_effort) * takes)
+        left = prefill - asked - sum(job.work for job in dropped) / cost.per_prefill
+        return Spending(
+            num_rest,
+            for_chosen,
+            prefill,
+            max(1, floor, prefill - for_chosen),
+            owed if left < owed else 0,
+        )
+
+    def _prompt_tokens(self, num_decodes: int, seconds: float) -> int:
+        return self.cost.prompt_tokens(num_decodes, seconds, self.limit)
