@@ -13,7 +13,8 @@ cut short resumes.
 The knee is the highest Poisson rate at which `sarathi`, with its best chunk, attains 90 %, mean of
 the seeds, bisected to 2 %; it stands in `giusto.workload.tempo_mix`. The ceiling is the share that
 would attain if each request, and each program, had the machine for itself: by the profile's step
-times and the true lengths. `NAME@oracle` is a policy that is told the true lengths: like `srpt-oracle` no contender.
+times and the true lengths. `NAME@oracle` is a policy that is told the true lengths: like
+`srpt-oracle` no contender.
 """
 
 from __future__ import annotations
