@@ -326,13 +326,12 @@ def test_a_tenant_above_its_share_is_the_first_to_lose() -> None:
     greedy.tenant, modest.tenant = "greedy", "modest"
     for each in (greedy, modest):
         shares.observe(Arrived(each, NOW))
-    assert shares.favour("greedy") == shares.favour("modest") == 1.0
+    assert shares.favours() == {"greedy": 1.0, "modest": 1.0}
     got = StepOutcome(1, NOW, NOW, BatchShape(), {"greedy": Yield((1,)), "modest": Yield()})
     shares.observe(Stepped(got, NOW))
-    assert shares.favour("greedy") == pytest.approx(0.5)
-    assert shares.favour("modest") == 1.0
+    assert shares.favours() == {"greedy": pytest.approx(0.5), "modest": 1.0}
     shares.observe(Finished("modest", NOW, FinishReason.STOP))
-    assert shares.favour("greedy") == 1.0, "who is alone takes all"
+    assert shares.favours() == {}, "who is alone takes all"
 
 
 def test_a_missed_promise_is_demoted_once() -> None:

@@ -23,11 +23,12 @@ from itertools import accumulate, islice
 from giusto.core.events import Finished, Preempted, Stepped
 from giusto.core.latency import BatchShape
 from giusto.core.plan import Plan, Refusal, View
-from giusto.core.request import FinishReason, Reason, RequestView
-from giusto.core.slo import BestEffort, due
+from giusto.core.request import FinishReason, RequestView
+from giusto.core.slo import BestEffort
 from giusto.policies.base import Dependencies
 from giusto.policies.density import Densities, Ranking
 from giusto.policies.frames import Frames, exchange, serve
+from giusto.policies.shedding import reason
 
 CANDIDATES = ("p", "k")
 #: What p is tuned among, and where it starts.
@@ -161,7 +162,7 @@ class Jitserve:
 
         most = self.parameters.swaps - self._num_swaps
         entering, leaving = exchange(view, entrants, victims, pays, most)
-        refusals = [Refusal(request.id, _reason(request, view.now)) for request in lost]
+        refusals = [Refusal(request.id, reason(request, view.now)) for request in lost]
         return serve(view, densities.rank, entering, leaving, refusals)
 
     def _lost(self, view: View) -> list[RequestView]:
@@ -228,11 +229,6 @@ def best_window(
     starts = range(max(1, len(by_length) - size + 1))
     start = max(starts, key=lambda i: sums[min(i + size, len(by_length))] - sums[i])
     return by_length[start : start + size]
-
-
-def _reason(request: RequestView, now: float) -> Reason:
-    is_past = now > due(request.slo, request)
-    return Reason.DEADLINE_PASSED if is_past else Reason.DEADLINE_UNREACHABLE
 
 
 def make(parameters: Parameters, deps: Dependencies) -> Jitserve:

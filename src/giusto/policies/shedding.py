@@ -50,7 +50,7 @@ class Shedding:
         backlog = sum(request.num_prompt_tokens for request in staying)
         step = self.latency.step_time(BatchShape(prefill_tokens=chunk))
         retry_after = max(1.0, backlog / chunk * step)
-        return [Refusal(r.id, _reason(r, view.now), retry_after) for r in lost]
+        return [Refusal(r.id, reason(r, view.now), retry_after) for r in lost]
 
     def _latest_start(self, request: RequestView, view: View) -> float:
         """When it must be served, alone from then on, to be in time; inf for who is never shed."""
@@ -81,6 +81,7 @@ def demotions(requests: Iterable[RequestView], now: float) -> tuple[Refusal, ...
     )
 
 
-def _reason(request: RequestView, now: float) -> Reason:
+def reason(request: RequestView, now: float) -> Reason:
+    """Why one that cannot be in time is refused."""
     is_past = now > due(request.slo, request)
     return Reason.DEADLINE_PASSED if is_past else Reason.DEADLINE_UNREACHABLE

@@ -30,7 +30,7 @@ from giusto.policies.giusto.cost import Cost
 from giusto.policies.giusto.decodes import SPARE_SLOTS, Batch, Decodes
 from giusto.policies.giusto.forecast import Forecast
 from giusto.policies.giusto.parameters import Parameters
-from giusto.policies.giusto.prompts import Prompts, others
+from giusto.policies.giusto.prompts import Prompts, num_uncached, others
 from giusto.policies.giusto.step import Step
 from giusto.policies.shedding import Shedding, demotions
 
@@ -104,9 +104,7 @@ class Giusto:
         for request in self._prompts.best_effort(view, batch, SPARE_SLOTS):
             if num_tokens < 1:
                 break
-            tokens = request.num_remaining_tokens
-            if request.resident_since is None:
-                tokens -= view.cost(request.id, 1).cached_tokens
+            tokens = num_uncached(request, view)
             wants.append(Want(request.id, min(tokens, num_tokens)))
             num_tokens -= tokens
         return wants
@@ -205,8 +203,7 @@ class Giusto:
 
 def _blocks(view: View, request_id: str) -> int:
     """Blocks that a waiting request takes for all that it has to compute."""
-    cached = view.cost(request_id, 1).cached_tokens
-    return view.cost(request_id, view.request(request_id).num_remaining_tokens - cached).total
+    return view.cost(request_id, num_uncached(view.request(request_id), view)).total
 
 
 def _least(view: View) -> int:

@@ -62,11 +62,13 @@ class Prompts:
         window = parameters.window if has_room else 0
         waiting = nsmallest(window, self._promised(view, cost)) if window else []
         usual = max(2 * cost.base, batch.tightest if batch.tightest < math.inf else 0.0)
+        favours = self.shares.favours()
         jobs = []
         for request in chain(batch.prompts, (view.waiting[index] for _, index in waiting)):
             job = self._job(request, view, batch, usual, share, cost)
             if job is not None:
-                jobs.append(job)
+                favour = favours.get(request.tenant, 1.0)
+                jobs.append(job._replace(density=job.density * favour))
         jobs.sort()
         return jobs
 
@@ -109,10 +111,7 @@ class Prompts:
         missed = is_missed(request.slo, request, view.now)
         if missed or math.isinf(when) or forecast.is_lost(request):
             return None
-        tokens = request.num_remaining_tokens
-        if request.resident_since is None:
-            tokens -= view.cost(request.id, 1).cached_tokens
-        work = max(1, tokens) * cost.per_prefill
+        work = max(1, num_uncached(request, view)) * cost.per_prefill
         left = forecast.remaining(request)
         calls, later = forecast.ahead(request, cost)
         extra = 0.0
@@ -133,8 +132,15 @@ class Prompts:
             return None
         own = work + left * (cost.per_decode + extra)
         value = request.weight * calls**self._parameters.program_value / (own + later)
-        value *= self.shares.favour(request.tenant)
         return Job(when, request.id, work, rate * (cost.per_decode + extra), value)
+
+
+def num_uncached(request: RequestView, view: View) -> int:
+    """Tokens that a request has to compute still, after any prefix hit."""
+    tokens = request.num_remaining_tokens
+    if request.resident_since is None:
+        tokens -= view.cost(request.id, 1).cached_tokens
+    return tokens
 
 
 def others(view: View, batch: Batch, jobs: set[str], reserve: float) -> Iterator[str]:

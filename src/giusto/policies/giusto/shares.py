@@ -25,17 +25,17 @@ class Shares:
         self._served: defaultdict[str, float] = defaultdict(float)
         self._now = 0.0
 
-    def favour(self, tenant: str) -> float:
-        """1 for a tenant within its share, less by as much as it has had more than that."""
+    def favours(self) -> dict[str, float]:
+        """By tenant: 1 within its share, less by as much as it has had more; empty below two."""
         if len(self._num_open) < 2:
-            return 1.0
+            return {}
         weights = {name: self._weights[name] / count for name, count in self._num_open.items()}
-        served = self._served[tenant]
-        whole = sum(weights.values())
-        if not whole or not served:
-            return 1.0
-        fair = weights.get(tenant, 1.0) / whole * sum(self._served[name] for name in weights)
-        return min(1.0, fair / served)
+        served = {name: self._served.get(name, 0.0) for name in weights}
+        whole, everything = sum(weights.values()), sum(served.values())
+        return {
+            name: min(1.0, weights[name] / whole * everything / tokens) if whole and tokens else 1.0
+            for name, tokens in served.items()
+        }
 
     def observe(self, event: object) -> None:
         match event:
