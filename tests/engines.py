@@ -20,11 +20,13 @@ from giusto.core.latency import LinearLatency
 from giusto.core.request import FinishReason, Reason, Request, SamplingParams, Submission
 from giusto.engine.engine import Engine
 from giusto.engine.runner import ModelRunner
-from giusto.engine.sampler import Draw, Sampler
+from giusto.engine.sampler import Draw, Sampler, TokenPath
 from giusto.engine.settings import EngineSettings
 from giusto.engine.tensors import KVCache
 from giusto.engine.tokenizer import Tokenizer
 from giusto.engine.weights import LoadedModel, load_model
+from giusto.spec import modes
+from giusto.spec.drafter import Drafter
 from tiny_models import make_tiny
 
 LATENCY = (0.015, 0.0007, 2e-8, 0.0006, 1e-6, 0.0006, 0.001, 0.0, 0.0)
@@ -51,10 +53,12 @@ class RecordingSampler(Sampler):
         super().__init__(vocab_size, eos_token_ids)
         self._drawn: dict[str, list[Tensor]] = {}
 
-    def draw(self, requests: Sequence[Request], logits: Tensor) -> list[Draw]:
+    def draw(
+        self, requests: Sequence[Request], logits: Tensor, paths: Sequence[TokenPath] | None = None
+    ) -> list[Draw]:
         for request, row in zip(requests, logits, strict=True):
             self._drawn.setdefault(request.id, []).append(row.clone())
-        return super().draw(requests, logits)
+        return super().draw(requests, logits, paths)
 
     def take(self, request_id: str) -> list[Tensor]:
         """Hand over the rows that a request's tokens were drawn from since the last call."""
@@ -64,7 +68,14 @@ class RecordingSampler(Sampler):
 class TinyEngine:
     """An `Engine` with its answers collected; block memory starts as NaN, clock moves by steps."""
 
-    def __init__(self, model: LoadedModel, num_blocks: int = 256, **settings: Any) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        num_blocks: int = 256,
+        drafter: Drafter | None = None,
+        **settings: Any,
+    ) -> None:
+        """`drafter` takes the place of the mode's own, where `speculation` names one."""
         self.clock = MockClock()
         self.settings = EngineSettings(check=True, seed=5, **settings)
         size = self.settings.block_size
@@ -77,10 +88,18 @@ class TinyEngine:
         latency = LinearLatency(LATENCY)
         self.scheduler = build.scheduler(self.settings, latency, num_blocks)
         clock: Clock = self.clock
-        self.engine = Engine(self.scheduler, runner, clock, latency, Random(5))
+        mode = modes.mode(self.settings.speculation)
+        speculator = mode and mode.speculator(latency)
+        if speculator is not None and drafter is not None:
+            speculator.drafter = drafter
+        self.engine = Engine(
+            self.scheduler, runner, clock, latency, Random(5), speculator=speculator
+        )
         self.answers: dict[str, Answer] = {}
         self.events: list[Event] = []
         self.num_prompt_tokens = 0
+        self.num_accepted = 0
+        self.num_selected = 0
 
     def submit(self, name: str, prompt: Sequence[int], **options: Any) -> None:
         """Queue a request; options are sampling parameters, or fields of the submission."""
@@ -112,6 +131,8 @@ class TinyEngine:
                     for name, made in outcome.yields.items():
                         answer = self.answers.setdefault(name, Answer())
                         answer.tokens += made.tokens
+                        self.num_accepted += made.accepted
+                        self.num_selected += made.selected
                         answer.logprobs += made.logprobs or ()
                         answer.logits += self.sampler.take(name)
                 case Finished(name, _, reason, message):

@@ -77,6 +77,7 @@ class FakeBackend(ByteTokenizer):
     max_model_len: int = 512
     defaults: Mapping[str, float] = field(default_factory=dict)
     is_alive: bool = True
+    degraded: str | None = None
     submitted: list[Submission] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     closed_programs: list[str] = field(default_factory=list)

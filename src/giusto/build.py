@@ -29,6 +29,7 @@ from giusto.core.scheduler import Scheduler
 from giusto.engine.settings import EngineSettings
 from giusto.policies import make, module_named
 from giusto.policies.base import Dependencies
+from giusto.policies.speculating import Speculating
 from giusto.predict.base import Constant, LengthPredictor, Oracle, TrueLengths
 from giusto.predict.conformal import Calibrated
 from giusto.predict.estimates import ForestPredictor
@@ -38,6 +39,7 @@ from giusto.predict.histogram import Histogram
 from giusto.programs import store
 from giusto.programs.base import ProgramMatcher, Unforeseen
 from giusto.programs.matcher import HistoryMatcher
+from giusto.spec import modes
 
 if TYPE_CHECKING:
     from giusto.engine.backend import EmbeddedBackend
@@ -134,10 +136,20 @@ def scheduler(
     """A scheduler with its policy, predictors and subscribers."""
     learners = learners or Learners(settings.lengths)
     policy = _policy(settings, latency, learners.lengths, learners.programs)
+    speculation = modes.mode(settings.speculation)
+    if speculation is not None:
+        policy = Speculating(policy, speculation.spec, speculation.nodes, latency)
     pool = BlockPool(num_blocks, settings.block_size, prefix_caching=settings.prefix_caching)
     limits = Limits(settings.max_num_batched_tokens, settings.max_num_seqs, settings.block_size)
     queue = QueueLimits(settings.max_num_queued_reqs, settings.max_num_queued_tokens)
-    made = Scheduler(policy, pool, limits, queue_limits=queue, is_checking=settings.check)
+    made = Scheduler(
+        policy,
+        pool,
+        limits,
+        caps=Caps(token_trees=speculation is not None),
+        queue_limits=queue,
+        is_checking=settings.check,
+    )
     made.programs = ProgramTable(idle_timeout=settings.program_idle_timeout)
     learners.follow(made)
     return made
@@ -181,7 +193,8 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
     kv = KVCache(
         model.config, capacity.num_blocks, settings.block_size, model.decoder.dtype, device
     )
-    latency = fit(measure(model.decoder, kv, clock))
+    speculation = modes.mode(settings.speculation)
+    latency = fit(measure(model.decoder, kv, clock, trees=speculation is not None))
     runner = ModelRunner(
         model.decoder, kv, Sampler(model.config.vocab_size, model.eos_token_ids), tokenizer
     )
@@ -194,6 +207,7 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
         latency,
         Random(settings.seed),
         learners,
+        speculation and speculation.speculator(latency),
     )
     ready = {
         "name": _public_name(settings.model),
@@ -205,6 +219,7 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
         "dtype": str(model.decoder.dtype).removeprefix("torch."),
         "device": str(device),
         "policy": settings.scheduling_policy,
+        "speculation": settings.speculation,
         "defaults": {k: v for k, v in model.generation.items() if isinstance(v, int | float)},
     }
     return made, ready
@@ -353,10 +368,11 @@ def backend(
 ) -> EmbeddedBackend:
     """An embedded engine for a server, in a process of its own unless `isolate` is off.
 
-    Raises ConfigError for an unknown policy or option at once, before a model is loaded.
+    Raises ConfigError for an unknown policy, mode or option at once, before a model is loaded.
     """
     lengths = predictor(settings.lengths)
     _policy(settings, LinearLatency((0.0,) * NUM_TERMS), lengths, Unforeseen())
+    modes.mode(settings.speculation)
     from giusto.engine.backend import EmbeddedBackend
     from giusto.engine.launch import ProcessLauncher, ThreadLauncher
 

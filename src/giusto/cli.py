@@ -112,6 +112,10 @@ def serve(
         str | None,
         typer.Option(help="How output lengths are bounded: histogram, forest. [histogram]"),
     ] = None,
+    speculation: Annotated[
+        str | None,
+        typer.Option(help="Tokens guessed ahead: off, ngram, suffix, giusto; NAME:LENGTH. [off]"),
+    ] = None,
     state_dir: Annotated[
         str | None, typer.Option(help="Folder that keeps what was learned across restarts. [none]")
     ] = None,

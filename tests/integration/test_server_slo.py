@@ -241,3 +241,15 @@ def test_the_version_names_the_scheduling_policy(backend):
     backend.model = replace(backend.model, policy="edf")
     api = InProcess(create_app(backend, ServerSettings()))
     assert api.get("/version").json()["scheduling_policy"] == "edf"
+
+
+def test_health_and_version_tell_of_speculation(backend):
+    """How tokens are guessed ahead, and why they no longer are; requests are taken all the same."""
+    backend.model = replace(backend.model, speculation="ngram:4")
+    api = InProcess(create_app(backend, ServerSettings()))
+    assert api.get("/version").json()["speculation"] == "ngram:4"
+    assert api.get("/health").json() == {"status": "ok"}
+    backend.degraded = "MemoryError while drafting"
+    answer = api.get("/health")
+    assert answer.status_code == 200
+    assert answer.json() == {"status": "ok", "speculation": "off: MemoryError while drafting"}

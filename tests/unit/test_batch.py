@@ -40,14 +40,14 @@ def test_only_requests_that_reach_their_last_token_get_logits():
     """A chunk that ends mid-prompt yields no row; the others yield their last token's."""
     plan = Plan(0, (Grant("chunk", 4), Grant("decode", 1), Grant("whole", 2)))
     batch = build(plan, REQUESTS, 4, "cpu")
-    assert [r.id for r in batch.sampling] == ["decode", "whole"]
+    assert [head.request.id for head in batch.heads] == ["decode", "whole"]
     assert batch.tensors.logits_indices.tolist() == [4, 6]
 
 
 def test_a_step_of_chunks_alone_has_no_rows():
     """Without a finished prompt there is nothing to draw."""
     batch = build(Plan(0, (Grant("chunk", 2),)), REQUESTS, 4, "cpu")
-    assert batch.sampling == ()
+    assert batch.heads == ()
     assert batch.tensors.logits_indices.dtype == torch.int64
     assert batch.tensors.logits_indices.tolist() == []
 

@@ -62,7 +62,7 @@ def arrived(
 
 
 def stepped(ended: float, yields: dict[str, Yield]) -> Stepped:
-    times = StepTimes(plan=2e-4)
+    times = StepTimes(plan=2e-4, draft=1e-3)
     return Stepped(StepOutcome(0, ended - 0.02, ended, BatchShape(), yields, times), ended)
 
 
@@ -87,7 +87,7 @@ def test_one_request_from_arrival_to_end(metrics: PrometheusMetrics) -> None:
         arrived("a", 10.0),
         Admitted("a", 10.04, cached_tokens=4),
         stepped(10.5, {"a": ONE}),
-        stepped(10.54, {"a": Yield((1, 2), drafted=3, accepted=1)}),
+        stepped(10.54, {"a": Yield((1, 2), drafted=3, selected=2, accepted=1)}),
         Preempted("a", 10.6),
         Finished("a", 10.54, FinishReason.STOP),
     )
@@ -113,8 +113,12 @@ def test_one_request_from_arrival_to_end(metrics: PrometheusMetrics) -> None:
         "giusto_prefix_cache_queries_total": 10,
         "giusto_prefix_cache_hits_total": 4,
         "giusto_preemptions_total": 1,
-        "giusto_draft_tokens_total": 3,
-        "giusto_accepted_tokens_total": 1,
+        "giusto_draft_tokens_total{service_class=chat}": 3,
+        "giusto_verified_tokens_total{service_class=chat}": 2,
+        "giusto_accepted_tokens_total{service_class=chat}": 1,
+        "giusto_accepted_tokens_per_depth_total{depth=1,service_class=chat}": 1,
+        "giusto_step_part_seconds_total{part=plan}": 4e-4,
+        "giusto_step_part_seconds_total{part=draft}": 2e-3,
     }
     assert {name: seen[name] for name in expected} == pytest.approx(expected)
     assert not any("slo_missed" in name for name in seen)

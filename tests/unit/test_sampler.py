@@ -329,7 +329,7 @@ def test_a_mask_leaves_only_what_it_allows(params):
     logits = logits_of(12, 20)
     requests = [request(str(i), seed=i, **params) for i in range(20)]
     allowed = {str(i): (1, 8, 9) for i in range(10)}
-    drawn = draw(requests, logits, mask=lambda r: allowed.get(r.id))
+    drawn = draw(requests, logits, mask=lambda r, _: allowed.get(r.id))
     assert {d.token for d in drawn[:10]} <= {1, 8, 9}
     assert drawn[10:] == draw(requests[10:], logits[10:])
 
@@ -337,7 +337,7 @@ def test_a_mask_leaves_only_what_it_allows(params):
 def test_a_bias_cannot_lift_what_the_mask_forbids():
     """The mask holds whatever bias and penalties say."""
     made = request(temperature=0.0, logit_bias=((5, 100.0),))
-    assert draw([made], logits_of(1), mask=lambda r: (3,))[0].token == 3
+    assert draw([made], logits_of(1), mask=lambda r, _: (3,))[0].token == 3
 
 
 # Log-probabilities

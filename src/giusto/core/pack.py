@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import chain
 
-from giusto.core.plan import Grant, Plan, Preempt, PreemptHow, Refusal, View, Want
+from giusto.core.plan import Grant, Plan, Preempt, PreemptHow, Refusal, Spec, View, Want
 from giusto.core.request import RequestView
 
 
@@ -82,6 +82,35 @@ def pack(
         reject=refused,
         wake_at=None if packing.grants else wake_at,
     )
+
+
+def speculate(plan: Plan, view: View, specs: Iterable[tuple[str, Spec]]) -> Plan:
+    """Let decodes of a plan speculate with the tokens and blocks that it leaves.
+
+    `specs` has what each of them may ask for, who comes first when room is short in front. Certain
+    work is never displaced: whoever finds no room decodes as it would have. A plan that takes
+    anybody's blocks stays as it is: memory is short.
+    """
+    if plan.preempt or plan.reject:
+        return plan
+    places = {grant.request_id: place for place, grant in enumerate(plan.grants)}
+    free_tokens = view.limits.max_num_batched_tokens - plan.num_tokens - plan.node_budget
+    free_blocks = view.free_blocks
+    free_blocks -= sum(view.cost(grant.request_id, grant.num_tokens).total for grant in plan.grants)
+    grants = list(plan.grants)
+    num_nodes = plan.node_budget
+    for request_id, spec in specs:
+        grant = grants[places[request_id]]
+        nodes = min(spec.max_nodes, free_tokens)
+        before = view.cost(request_id, grant.num_tokens).total
+        blocks = view.cost(request_id, grant.num_tokens + nodes).total - before
+        if nodes < 1 or blocks > free_blocks:
+            continue
+        free_tokens -= nodes
+        free_blocks -= blocks
+        num_nodes += nodes
+        grants[places[request_id]] = grant._replace(spec=replace(spec, max_nodes=nodes))
+    return replace(plan, grants=tuple(grants), node_budget=num_nodes)
 
 
 def _pin_first(wants: Iterable[Want], view: View, pin: str) -> Iterator[Want]:

@@ -177,6 +177,18 @@ def due(slo: SLO, progress: ProgressView) -> float:
     return progress.origin + slo.deadline
 
 
+def owed(slo: SLO, progress: ProgressView, by: float) -> int:
+    """Count the tokens that fall due until `by` and are not there; 0 for all but streams."""
+    if not isinstance(slo, Streaming):
+        return 0
+    first = due(slo, progress)
+    if first > by:
+        return 0
+    if slo.tpot is None or progress.first_token is None:
+        return 1
+    return 1 + math.floor((by - first) / slo.tpot)
+
+
 def is_missed(slo: SLO, progress: ProgressView, now: float) -> bool:
     """Tell whether the promise can no longer be kept, whatever is done from `now` on."""
     match slo:

@@ -89,6 +89,7 @@ class EmbeddedBackend:
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self.is_alive = False
+        self.degraded: str | None = None
 
     # What the server asks
 
@@ -196,6 +197,7 @@ class EmbeddedBackend:
             max_model_len=ready["max_model_len"],
             defaults=ready["defaults"],
             policy=ready["policy"],
+            speculation=ready["speculation"],
         )
         self._load = ReplicaView(free_blocks=ready["num_blocks"], total_blocks=ready["num_blocks"])
         self.is_alive = True
@@ -273,6 +275,7 @@ class EmbeddedBackend:
                 answer.set_result(message["facts"])
             return
         self._load = ReplicaView(**message["load"])
+        self.degraded = message["degraded"]
         for event in message["events"]:
             self._route(event)
 

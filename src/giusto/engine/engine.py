@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Protocol
 
@@ -18,7 +18,10 @@ from giusto.core.latency import BatchShape, LatencyModel
 from giusto.core.plan import Plan, StepOutcome, StepTimes, Yield
 from giusto.core.request import FinishReason, Submission
 from giusto.core.scheduler import Scheduler
+from giusto.core.shape import shape_of
 from giusto.engine.runner import Execution, ModelRunner
+from giusto.spec.speculator import Speculator
+from giusto.spec.tree import TokenTree
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +34,21 @@ class Learners(Feed, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Speculation:
+    """What was drafted for a step, what of it is verified, and the seconds that both took."""
+
+    drafts: Mapping[str, TokenTree] = field(default_factory=dict)
+    trees: Mapping[str, TokenTree] = field(default_factory=dict)
+    draft: float = 0.0
+    select: float = 0.0
+
+
 class Engine:
     """One scheduler, one model runner, one clock.
 
-    `seeds` gives requests that bring no seed one of their own.
+    `seeds` gives requests that bring no seed one of their own. `speculator` may be None; one that
+    fails is given up, and `speculation_error` says why.
     """
 
     def __init__(
@@ -45,6 +59,7 @@ class Engine:
         latency: LatencyModel,
         seeds: Random,
         learners: Learners | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -52,6 +67,8 @@ class Engine:
         self.latency = latency
         self._seeds = seeds
         self._learners = learners
+        self._speculator = speculator
+        self.speculation_error: str | None = None
         self.step_time = 0.0
 
     def submit(self, ask: Submission) -> None:
@@ -82,11 +99,15 @@ class Engine:
         started = self.clock.now()
         if not plan.grants:
             return self.take_events(), plan.wake_at
-        execution = self._execute(plan)
+        made = self._speculate(plan)
+        execution = self._execute(plan, made.trees)
+        if made.drafts:
+            self._learn(execution, made.drafts)
         ended = self.clock.now()
         self.step_time += 0.1 * (ended - started - self.step_time)
         self.latency.learn(execution.shape, ended - started)
-        times = StepTimes(plan=started - planned, forward=ended - started)
+        forward = ended - started - made.draft - made.select
+        times = StepTimes(started - planned, made.draft, made.select, forward=forward)
         outcome = StepOutcome(plan.step, started, ended, execution.shape, execution.yields, times)
         return self._taken(self.scheduler.commit(plan.step, outcome, ended)), None
 
@@ -99,17 +120,50 @@ class Engine:
         """Hand over the events since the last step."""
         return self._taken(self.scheduler.take_events())
 
-    def _execute(self, plan: Plan) -> Execution:
+    def _speculate(self, plan: Plan) -> _Speculation:
+        """Draft and choose; a failure costs the speed that speculation gave, never a request."""
+        speculator, requests = self._speculator, self.scheduler.requests
+        if speculator is None or not plan.node_budget:
+            return _Speculation()
+        started = self.clock.now()
+        try:
+            drafts = speculator.draft(plan, requests)
+            drafted = self.clock.now()
+            trees = speculator.choose(drafts, plan, shape_of(plan, requests.__getitem__))
+        except Exception as error:
+            self._stop_speculating(error)
+            return _Speculation()
+        return _Speculation(drafts, trees, drafted - started, self.clock.now() - drafted)
+
+    def _stop_speculating(self, error: Exception) -> None:
+        log.exception("speculation failed and is off from now on; requests go on without it")
+        self.speculation_error = f"{type(error).__name__} while drafting"
+        self._speculator = None
+
+    def _execute(self, plan: Plan, trees: Mapping[str, TokenTree]) -> Execution:
         """Run the plan; a failure ends the requests in it, never the engine."""
         try:
-            return self.runner.execute(plan, self.scheduler.requests)
+            return self.runner.execute(plan, self.scheduler.requests, trees)
         except Exception as error:
             log.exception("step %d failed; its %d requests end", plan.step, len(plan.grants))
             failed = Yield(finish=FinishReason.ERROR, error=f"{type(error).__name__} in the model")
             return Execution(BatchShape(), {grant.request_id: failed for grant in plan.grants})
 
+    def _learn(self, execution: Execution, drafts: Mapping[str, TokenTree]) -> None:
+        """Note how many candidates there were, and which of them were right."""
+        assert self._speculator is not None
+        yields = execution.yields
+        for request_id, tree in drafts.items():
+            yields[request_id] = replace(yields[request_id], drafted=len(tree))
+        try:
+            self._speculator.learn(drafts, yields)
+        except Exception as error:
+            self._stop_speculating(error)
+
     def _taken(self, events: Sequence[Event]) -> list[Event]:
         for event in events:
             if isinstance(event, Finished | Rejected):
                 self.runner.forget(event.request_id)
+                if self._speculator is not None:
+                    self._speculator.forget(event.request_id)
         return list(events)

@@ -124,7 +124,13 @@ class Loop:
             self._send({"explained": ask, "facts": facts})
 
     def _report(self, events: list[Event]) -> None:
-        self._send({"events": encode_events(events), "load": self._load()})
+        self._send(
+            {
+                "events": encode_events(events),
+                "load": self._load(),
+                "degraded": self._engine.speculation_error,
+            }
+        )
 
     def _load(self) -> dict[str, Any]:
         scheduler = self._engine.scheduler

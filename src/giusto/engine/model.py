@@ -76,7 +76,9 @@ class Decoder:
         Returns:
             float32 [n, vocab], one row per entry of `batch.logits_indices`.
         """
-        index = prepare(batch, kv.block_size, self.dtype, self.config.sliding_window)
+        config = self.config
+        group = config.num_heads // config.num_kv_heads
+        index = prepare(batch, kv.block_size, self.dtype, config.sliding_window, group)
         cos, sin = self._rope.lookup(batch.positions, max(batch.context_lens))
         hidden = functional.embedding(batch.token_ids, self._embedding)
         for layer, cache in zip(self._layers, kv.layers, strict=True):

@@ -8,7 +8,7 @@ grid of cases, again and again in changing order, and makes the profile that the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from random import Random
@@ -29,6 +29,7 @@ from giusto.engine.tensors import BatchTensors, KVCache, bytes_per_block
 from giusto.profiles.fit import Timing, fit_latency, noise, residuals
 from giusto.profiles.grid import Case, Room, cases
 from giusto.profiles.profile import Profile
+from giusto.spec.tree import ROOT, TokenTree
 
 log = logging.getLogger(__name__)
 
@@ -38,24 +39,33 @@ SHAPES = (
     *((1, chunk, 0) for chunk in (16, 64, 256)),
     *((1, chunk, 512) for chunk in (16, 64, 256)),
 )
+#: The same where each sequence verifies a token tree: its new tokens are the root and its nodes.
+TREES = ((1, 5, 128), (1, 13, 128), (8, 5, 128), (32, 5, 128))
 
 
 def measure(
-    decoder: Decoder, kv: KVCache, clock: Clock, *, repeats: int = 3
+    decoder: Decoder, kv: KVCache, clock: Clock, *, trees: bool = False, repeats: int = 3
 ) -> list[tuple[BatchShape, float]]:
     """Time each shape that fits the cache: one warm-up, then the median of `repeats`, seconds.
 
-    Writes to the cache: call it before anything is served.
+    With `trees`, steps that verify candidates too. Writes to the cache: call it before anything is
+    served.
     """
+    steps = [
+        (_batch(count, tokens, context, kv, decoder.device), _shape(count, tokens, context))
+        for count, tokens, context in _fitting(kv, SHAPES) or [(1, 1, 0)]  # fits any cache
+    ]
+    for count, tokens, context in _fitting(kv, TREES) if trees else ():
+        batch = _with_chains(_batch(count, tokens, context, kv, decoder.device))
+        steps.append((batch, replace(_shape(count, 1, context), nodes=count * (tokens - 1))))
     samples = []
-    for count, tokens, context in _fitting(kv):
-        batch = _batch(count, tokens, context, kv, decoder.device)
+    for batch, shape in steps:
         times = []
         for _ in range(repeats + 1):
             started = clock.now()
             decoder.forward(batch, kv).argmax(-1).tolist()
             times.append(clock.now() - started)
-        samples.append((_shape(count, tokens, context), median(times[1:])))
+        samples.append((shape, median(times[1:])))
     return samples
 
 
@@ -71,16 +81,12 @@ def fit(samples: list[tuple[BatchShape, float]]) -> LinearLatency:
     return model
 
 
-def _fitting(kv: KVCache) -> Iterator[tuple[int, int, int]]:
-    fitting = (
+def _fitting(kv: KVCache, shapes: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    return [
         (count, tokens, context)
-        for count, tokens, context in SHAPES
+        for count, tokens, context in shapes
         if count * -(-(context + tokens) // kv.block_size) <= kv.num_blocks
-    )
-    # A single token fits any cache.
-    first = next(fitting, (1, 1, 0))
-    yield first
-    yield from fitting
+    ]
 
 
 def _shape(count: int, tokens: int, context: int) -> BatchShape:
@@ -106,6 +112,17 @@ def _batch(
         context_lens=[end] * count,
         block_tables=tables.to(device),
         logits_indices=torch.arange(tokens - 1, count * tokens, tokens, device=device),
+    )
+
+
+def _with_chains(batch: BatchTensors) -> BatchTensors:
+    """The same tokens as roots with their candidates, one after the other; each has logits."""
+    size = batch.query_lens[0]
+    seen = torch.ones(size, size, dtype=torch.bool, device=batch.token_ids.device).tril()
+    return replace(
+        batch,
+        trees=dict.fromkeys(range(len(batch.query_lens)), seen),
+        logits_indices=torch.arange(len(batch.token_ids), device=batch.token_ids.device),
     )
 
 
@@ -194,9 +211,9 @@ def time_cases(
     for done in range(ROUNDS + 1):
         rng.shuffle(order)
         for at in order:
-            plan, requests = steps[at]
+            plan, requests, trees = steps[at]
             started = clock.now()
-            execution = runner.execute(plan, requests)
+            execution = runner.execute(plan, requests, trees)
             ended = clock.now()
             shapes[at] = execution.shape
             if done:
@@ -208,10 +225,13 @@ def time_cases(
     ]
 
 
-def _step(case: Case, runner: ModelRunner, rng: Random) -> tuple[Plan, dict[str, Request]]:
-    """The plan of a case and its requests, side by side in the cache."""
+def _step(
+    case: Case, runner: ModelRunner, rng: Random
+) -> tuple[Plan, dict[str, Request], dict[str, TokenTree]]:
+    """The plan of a case, its requests, side by side in the cache, and what they speculate."""
     size, vocab_size = runner.kv.block_size, runner.sampler.vocab_size
     requests: dict[str, Request] = {}
+    trees: dict[str, TokenTree] = {}
     grants = []
     next_block = 0
     for number, (held, new) in enumerate(case.sequences):
@@ -221,12 +241,21 @@ def _step(case: Case, runner: ModelRunner, rng: Random) -> tuple[Plan, dict[str,
             Submission(str(number), 0.0, length, prompt_ids=ids, sampling=SAMPLING)
         )
         request.num_computed_tokens = held
-        width = -(-length // size)
+        width = -(-(length + case.nodes) // size)
         request.blocks = list(range(next_block, next_block + width))
         next_block += width
         requests[request.id] = request
+        if case.nodes:
+            trees[request.id] = _chain(rng.choices(range(vocab_size), k=case.nodes))
         grants.append(Grant(request.id, new))
-    return Plan(0, tuple(grants)), requests
+    return Plan(0, tuple(grants)), requests, trees
+
+
+def _chain(tokens: Sequence[int]) -> TokenTree:
+    tree, node = TokenTree(), ROOT
+    for token in tokens:
+        node = tree.add(node, token)
+    return tree
 
 
 #: Streams and tokens each over which the gap between steps is taken.

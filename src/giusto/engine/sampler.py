@@ -25,8 +25,11 @@ GREEDY_BELOW = 1e-5
 #: Top-p looks at so many of the likeliest tokens, then at more; a full sort is rarely needed.
 _WIDTHS = (512, 8192, sys.maxsize)
 
-#: Allowed token ids of a request's next token, or None for all: the seam for structured output.
-MaskProvider = Callable[[Request], Sequence[int] | None]
+#: Tokens that a draw supposes after those that a request knows: its path in a token tree.
+TokenPath = Sequence[int]
+#: Allowed token ids after a request's tokens and a path, or None for all: the seam for structured
+#: output.
+MaskProvider = Callable[[Request, TokenPath], Sequence[int] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +63,24 @@ class Sampler:
         self._counts.pop(request_id, None)
 
     @torch.inference_mode()
-    def draw(self, requests: Sequence[Request], logits: Tensor) -> list[Draw]:
+    def draw(
+        self, requests: Sequence[Request], logits: Tensor, paths: Sequence[TokenPath] | None = None
+    ) -> list[Draw]:
         """Draw the next token of each request from float32 logits [requests, vocab].
 
-        Modifies `logits`. A request's position is its number of output tokens.
+        Modifies `logits`. `paths` are tokens that each draw supposes after what its request knows,
+        none where not given. The position of a draw is the number of output tokens before it.
         """
+        if paths is None:
+            paths = [()] * len(requests)
         top = {
             row: self._top(request, logits[row])
             for row, request in enumerate(requests)
             if request.sampling.logprobs is not None
         }
         raw = {row: logits[row].clone() for row in top}
-        for row, request in enumerate(requests):
-            self._shape(request, logits[row])
+        for row, (request, path) in enumerate(zip(requests, paths, strict=True)):
+            self._shape(request, path, logits[row])
         tokens = torch.argmax(logits, dim=-1).tolist()
         random = [
             row
@@ -80,7 +88,9 @@ class Sampler:
             if request.sampling.temperature >= GREEDY_BELOW
         ]
         if random:
-            picked = self._pick([requests[row] for row in random], logits[random])
+            numbers = [_number(requests[row], paths[row]) for row in random]
+            params = [requests[row].sampling for row in random]
+            picked = self._pick(params, numbers, logits[random])
             for row, token in zip(random, picked, strict=True):
                 tokens[row] = token
         return [
@@ -93,10 +103,10 @@ class Sampler:
         values, ids = torch.log_softmax(logits, dim=-1).topk(count)
         return tuple(zip(ids.tolist(), values.tolist(), strict=True))
 
-    def _shape(self, request: Request, logits: Tensor) -> None:
+    def _shape(self, request: Request, path: TokenPath, logits: Tensor) -> None:
         """Apply in place what holds for greedy and random draws alike."""
         params = request.sampling
-        if self.mask is not None and (allowed := self.mask(request)) is not None:
+        if self.mask is not None and (allowed := self.mask(request, path)) is not None:
             kept = logits[list(allowed)].clone()
             logits.fill_(float("-inf"))
             logits[list(allowed)] = kept
@@ -109,14 +119,14 @@ class Sampler:
                 counts = _TokenCounts(self.vocab_size, logits.device)
                 self._counts[request.id] = counts
             counts.catch_up(request)
-            counts.penalise(params, logits)
-        if request.num_output_tokens < params.min_tokens:
+            counts.penalise(params, logits, path)
+        if request.num_output_tokens + len(path) < params.min_tokens:
             logits[[*self.eos_token_ids, *params.stop_token_ids]] = float("-inf")
 
-    def _pick(self, requests: Sequence[Request], logits: Tensor) -> list[int]:
+    def _pick(
+        self, params: Sequence[SamplingParams], numbers: list[float], logits: Tensor
+    ) -> list[int]:
         """Draw from the tempered and truncated distribution of each row [requests, vocab]."""
-        params = [request.sampling for request in requests]
-        numbers = [_number(request) for request in requests]
         scaled = logits / _column([p.temperature for p in params], logits)
         if any(p.min_p > 0 for p in params):
             # log(0) is -inf: a row without min-p keeps everything.
@@ -147,14 +157,19 @@ class _TokenCounts:
             self.output.index_add_(0, ids, torch.ones(len(fresh), device=self.output.device))
         self._num_seen = len(request.token_ids)
 
-    def penalise(self, params: SamplingParams, logits: Tensor) -> None:
+    def penalise(self, params: SamplingParams, logits: Tensor, path: TokenPath) -> None:
+        output = self.output
+        if path:
+            output = output.clone()
+            for token in path:
+                output[token] += 1
         if params.repetition_penalty != 1:
-            seen = self.prompt | (self.output > 0)
+            seen = self.prompt | (output > 0)
             factor = params.repetition_penalty
             punished = torch.where(logits > 0, logits / factor, logits * factor)
             logits.copy_(torch.where(seen, punished, logits))
-        logits -= params.frequency_penalty * self.output
-        logits -= params.presence_penalty * (self.output > 0)
+        logits -= params.frequency_penalty * output
+        logits -= params.presence_penalty * (output > 0)
 
 
 def _has_penalties(params: SamplingParams) -> bool:
@@ -165,10 +180,10 @@ def _has_penalties(params: SamplingParams) -> bool:
     )
 
 
-def _number(request: Request) -> float:
+def _number(request: Request, path: TokenPath) -> float:
     seed = request.sampling.seed
     assert seed is not None, "the driver gives every random request a seed"
-    return uniform(seed, request.sample, request.num_output_tokens)
+    return uniform(seed, request.sample, request.num_output_tokens + len(path))
 
 
 def _column(values: list[float], like: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ class EngineSettings:
     kv_cache_memory: None takes a share of the machine's memory.
     max_model_len: prompt and answer together; None takes what the model was trained for.
     lengths: how output lengths are bounded, a name of `build.PREDICTORS`.
+    speculation: how tokens are guessed ahead, a name of `spec.modes`; off does one at a time.
     state_dir: folder for what is learned, so that it outlives a restart; None keeps nothing.
     clock_offset: makes the engine's clock agree with the server's.
     """
@@ -43,6 +44,7 @@ class EngineSettings:
     scheduling_policy: str = "giusto"
     policy_options: Mapping[str, str] = field(default_factory=dict)
     lengths: str = "histogram"
+    speculation: str = "off"
     state_dir: str | None = None
     max_num_queued_reqs: int | None = 1024
     max_num_queued_tokens: int | None = None

@@ -5,7 +5,8 @@ Invariant: a slot is `block * block_size + offset`, and every tensor of a step l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ class BatchTensors:
         context_lens: tokens of each sequence in the cache, those of this step included.
         block_tables: int64 [sequences, max_blocks], padded with 0.
         logits_indices: int64 [n], the rows of `token_ids` whose logits are wanted.
-        tree_mask: bool [tokens, tokens], who sees whom within a token tree; None means causal.
+        trees: by sequence, for those whose new tokens are a root and its token tree: bool
+            [new, new], who sees whom. All see what was cached before; others see causally.
     """
 
     token_ids: Tensor
@@ -35,7 +37,7 @@ class BatchTensors:
     context_lens: list[int]
     block_tables: Tensor
     logits_indices: Tensor
-    tree_mask: Tensor | None = None
+    trees: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,16 @@ class KVCache:
             )
             for _ in range(config.num_layers)
         ]
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy tokens from slot to slot in all layers; a source may be another's target."""
+        if not sources:
+            return
+        device = self.layers[0].keys.device
+        here, there = torch.tensor(sources, device=device), torch.tensor(targets, device=device)
+        for layer in self.layers:
+            for cache in (layer.keys, layer.values):
+                cache.index_copy_(0, there, cache.index_select(0, here))
 
 
 def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:

@@ -29,14 +29,15 @@ from giusto.core.events import (
     Rejected,
     Stepped,
 )
+from giusto.core.plan import Yield
 from giusto.core.request import DEFAULT_CAP
 from giusto.core.slo import Program
 from giusto.metrics.bounds import Bounds
+from giusto.metrics.families import COUNTERS, HISTOGRAMS, Labels
 from giusto.metrics.records import Record, Recorder
 from giusto.metrics.verdict import Verdict, judge, judge_program
 
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
-Labels = tuple[str, ...]
 
 MAX_LABEL_VALUES = 100
 OVERFLOW_LABEL = "other"
@@ -46,73 +47,6 @@ LENGTHS_KEPT = 512
 #: oldest go unjudged.
 PROGRAMS_KEPT = 10_000
 CALLS_KEPT = 1_000
-
-#: Bucket bounds in seconds, for whole requests, single tokens and decisions.
-REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 120.0)
-TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
-PLAN_BUCKETS = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1)
-
-#: name: what it is, the vLLM metric that means the same, bucket bounds.
-HISTOGRAMS: dict[str, tuple[str, str | None, tuple[float, ...]]] = {
-    "time_to_first_token_seconds": (
-        "Arrival to first token",
-        "time_to_first_token_seconds",
-        REQUEST_BUCKETS,
-    ),
-    "inter_token_latency_seconds": (
-        "Gap between two tokens",
-        "inter_token_latency_seconds",
-        TOKEN_BUCKETS,
-    ),
-    "request_time_per_output_token_seconds": (
-        "Mean gap of a finished request, first token excluded",
-        "request_time_per_output_token_seconds",
-        TOKEN_BUCKETS,
-    ),
-    "e2e_request_latency_seconds": (
-        "Arrival to last token of a finished request",
-        "e2e_request_latency_seconds",
-        REQUEST_BUCKETS,
-    ),
-    "request_queue_time_seconds": (
-        "Arrival to first residence",
-        "request_queue_time_seconds",
-        REQUEST_BUCKETS,
-    ),
-    "step_time_seconds": ("Start to end of an engine step", None, TOKEN_BUCKETS),
-    "plan_time_seconds": ("Deciding one step", None, PLAN_BUCKETS),
-}
-
-#: name: what it is, its labels, the vLLM metric that means the same.
-COUNTERS: dict[str, tuple[str, Labels, str | None]] = {
-    "slo_met": ("Requests that met what they were promised", ("service_class", "kind"), None),
-    "slo_missed": ("Requests that did not", ("service_class", "kind"), None),
-    "slo_cancelled": ("Cancelled before anything was late", ("service_class", "kind"), None),
-    "service_gain": ("Value delivered", ("service_class",), None),
-    "service_gain_possible": ("Value if nothing had been late", ("service_class",), None),
-    "requests_refused": ("Refused or shed requests", ("service_class", "reason"), None),
-    "requests_demoted": ("Requests that lost their promise", ("service_class", "reason"), None),
-    "requests_finished": (
-        "Requests that ended otherwise",
-        ("service_class", "finished_reason"),
-        "request_success",
-    ),
-    "prompt_tokens": ("Prompt tokens of admitted requests", (), "prompt_tokens"),
-    "generation_tokens": ("Output tokens", ("service_class",), "generation_tokens"),
-    "prefix_cache_queries": ("Prompt tokens looked up", (), "prefix_cache_queries"),
-    "prefix_cache_hits": ("Prompt tokens found", (), "prefix_cache_hits"),
-    "preemptions": ("Residences lost to others", (), "num_preemptions"),
-    "draft_tokens": ("Tokens drafted", (), "spec_decode_num_draft_tokens"),
-    "length_bounds": (
-        "Bounds on output lengths that were judged",
-        ("service_class", "level", "held"),
-        None,
-    ),
-    "length_bound_ratio": ("Sum of bound over length", ("service_class", "level"), None),
-    "program_forecasts": ("Forecasts of programs' tokens that were judged", ("way",), None),
-    "program_forecast_error_ratio": ("Sum of error over tokens to come", ("way",), None),
-    "accepted_tokens": ("Drafted tokens accepted", (), "spec_decode_num_accepted_tokens"),
-}
 
 
 class Load(Protocol):
@@ -229,10 +163,12 @@ class PrometheusMetrics(Collector):
         ended = outcome.ended
         self._histogram("step_time_seconds").observe(ended - outcome.started)
         self._histogram("plan_time_seconds").observe(outcome.times.plan)
+        for part in ("plan", "draft", "select", "forward"):
+            if seconds := getattr(outcome.times, part):
+                self._counters["step_part_seconds"][(part,)] += seconds
         # In a batch that decodes together the gap is the same for most: one entry each, counted.
         gaps: dict[tuple[str, float], int] = {}
         made: dict[str, int] = {}
-        drafted = accepted = 0
         requests = self._recorder.open
         for request_id, tokens in outcome.yields.items():
             num_tokens = len(tokens.tokens)
@@ -249,15 +185,20 @@ class PrometheusMetrics(Collector):
                 self._histogram("time_to_first_token_seconds", name).observe(ttft)
             if num_tokens > 1:
                 gaps[name, 0.0] = gaps.get((name, 0.0), 0) + num_tokens - 1
-            drafted += tokens.drafted
-            accepted += tokens.accepted
+            if tokens.drafted:
+                self._speculate(name, tokens)
         for (name, gap), times in gaps.items():
             self._histogram("inter_token_latency_seconds", name).observe(gap, times)
         for name, num_tokens in made.items():
             self._counters["generation_tokens"][(name,)] += num_tokens
-        if drafted:
-            self._counters["draft_tokens"][()] += drafted
-            self._counters["accepted_tokens"][()] += accepted
+
+    def _speculate(self, name: str, made: Yield) -> None:
+        """Count what was guessed for one request in one step, and what of it was right."""
+        self._counters["draft_tokens"][(name,)] += made.drafted
+        self._counters["verified_tokens"][(name,)] += made.selected
+        self._counters["accepted_tokens"][(name,)] += made.accepted
+        for depth in range(1, made.accepted + 1):
+            self._counters["accepted_tokens_per_depth"][name, str(depth)] += 1
 
     def _admit(self, request_id: str, now: float, cached_tokens: int) -> None:
         request = self._recorder.open.get(request_id)

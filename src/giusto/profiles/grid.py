@@ -1,4 +1,5 @@
-"""Which steps are timed for a profile: decodes, prompts, later chunks, and steps that mix them."""
+"""Which steps are timed for a profile: decodes, prompts, later chunks, steps that mix them, and
+decodes that verify candidates."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ BEFORE = (0, 256, 1024)
 #: Decodes and chunks that share a step, and several prompts in one.
 MIXED = tuple(product((2, 8, 24), (16, 64, 256)))
 PROMPTS = ((2, 32), (4, 32), (2, 128))
+#: Decodes, and candidates that each of them verifies.
+VERIFIED = tuple(product((1, 4, 16, 32), (2, 6)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class Case:
     context: tokens that the decoding sequences hold on average; half to one and a half times as
     many each, since equal contexts are the cheapest and the rarest.
     before: tokens of each prompt that earlier chunks computed.
+    nodes: candidates that each decoding sequence verifies.
     """
 
     decodes: int = 0
@@ -42,10 +46,13 @@ class Case:
     prompts: int = 0
     chunk: int = 0
     before: int = 0
+    nodes: int = 0
 
     @property
     def kind(self) -> str:
-        """decode, prefill, chunk (of a prompt that was begun) or mixed."""
+        """decode, verify, prefill, chunk (of a prompt that was begun) or mixed."""
+        if self.nodes:
+            return "verify"
         if self.decodes:
             return "mixed" if self.prompts else "decode"
         return "chunk" if self.before else "prefill"
@@ -65,12 +72,13 @@ class Case:
             prefill_kv=self.prompts * self.chunk * self.before,
             decode_seqs=self.decodes,
             kv_tokens=sum(held + 1 for held, new in self.sequences if new == 1),
+            nodes=self.decodes * self.nodes,
         )
 
     def fits(self, room: Room) -> bool:
-        lengths = [held + new for held, new in self.sequences]
+        lengths = [held + new + self.nodes for held, new in self.sequences]
         return (
-            sum(new for _, new in self.sequences) <= room.tokens
+            self.shape.num_tokens <= room.tokens
             and len(lengths) <= room.seqs
             and max(lengths) <= room.length
             and sum(-(-length // room.block_size) for length in lengths) <= room.num_blocks
@@ -91,3 +99,5 @@ def _all() -> Iterator[Case]:
         yield Case(prompts=prompts, chunk=chunk)
     for decodes, chunk in MIXED:
         yield Case(decodes=decodes, context=256, prompts=1, chunk=chunk)
+    for decodes, nodes in VERIFIED:
+        yield Case(decodes=decodes, context=256, nodes=nodes)

@@ -18,7 +18,8 @@ from giusto.core.request import FinishReason, Reason, Submission
 class ModelInfo:
     """What `/v1/models`, `/version` and validation need.
 
-    `defaults` are the model's generation defaults; `policy` names the scheduling policy.
+    `defaults` are the model's generation defaults; `policy` names the scheduling policy,
+    `speculation` how tokens are guessed ahead.
     """
 
     name: str
@@ -27,6 +28,7 @@ class ModelInfo:
     max_model_len: int
     defaults: Mapping[str, float]
     policy: str = ""
+    speculation: str = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,11 @@ class Backend(Protocol):
     def model(self) -> ModelInfo: ...
     @property
     def is_alive(self) -> bool: ...
+    @property
+    def degraded(self) -> str | None:
+        """What it does without since that failed, in a few words; None where nothing did."""
+        ...
+
     def now(self) -> float:
         """The clock by which arrivals and chunks are stamped."""
         ...

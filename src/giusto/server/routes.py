@@ -125,12 +125,17 @@ class Routes:
         return JSONResponse({"id": program_id, "object": "program", "closed": True})
 
     async def health(self, request: Request) -> Response:
-        """Tell whether requests are taken: 503 while draining and when the engine is gone."""
+        """Tell whether requests are taken: 503 while draining and when the engine is gone.
+
+        `speculation` tells why it is off, where it failed: requests go on without it.
+        """
         status = "draining" if self.is_draining else "ok"
         if not self.backend.is_alive:
             status = "dead"
         if status == "ok":
-            return JSONResponse({"status": status})
+            failed = self.backend.degraded
+            lost = {"speculation": f"off: {failed}"} if failed else {}
+            return JSONResponse({"status": status, **lost})
         return JSONResponse({"status": status}, status_code=503, headers=retry_after(None))
 
     async def live(self, request: Request) -> Response:
@@ -139,9 +144,14 @@ class Routes:
 
     async def version(self, request: Request) -> Response:
         """Name the server, so that clients know what it understands."""
-        policy = self.backend.model.policy
+        model = self.backend.model
         return JSONResponse(
-            {"version": __version__, "server": "giusto", "scheduling_policy": policy}
+            {
+                "version": __version__,
+                "server": "giusto",
+                "scheduling_policy": model.policy,
+                "speculation": model.speculation,
+            }
         )
 
     async def metrics_page(self, request: Request) -> Response:

@@ -1,0 +1,147 @@
+"""Drafting by look-up: what followed the last tokens before, in this request and in earlier ones.
+
+No second model: it costs microseconds and proposes much where an answer quotes its prompt or
+repeats itself, nothing where it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from giusto.spec.acceptance import Acceptance
+from giusto.spec.contexts import Contexts
+from giusto.spec.drafter import Ask
+from giusto.spec.tree import ROOT, TokenTree
+
+#: Runs of so many tokens are looked up, and so many of them kept of what other requests were told.
+LONGEST = 4
+SHARED_RUNS = 200_000
+#: A path less likely than this is not proposed.
+LEAST_CHANCE = 0.02
+#: A follower seen less often than this after its run is not looked at.
+_LEAST_SHARE = 0.1
+#: Shares of a follower among all, and how often a run was seen, are told apart at these bounds.
+_SHARES = (0.2, 0.4, 0.6, 0.8, 0.999)
+_COUNTS = (1, 3, 10)
+
+
+class Candidate(NamedTuple):
+    """A token that may follow: how likely, and by what it was proposed."""
+
+    token: int
+    chance: float
+    kind: Hashable
+
+
+class _Own:
+    """The runs of one request, and how many of its tokens are in them."""
+
+    __slots__ = ("contexts", "num_learned")
+
+    def __init__(self, longest: int) -> None:
+        self.contexts = Contexts(longest)
+        self.num_learned = 0
+
+
+class LookupDrafter:
+    """A tree of what followed before, the likeliest paths first, chances calibrated as they are
+    verified.
+
+    What was answered to one request is proposed to others, unless it is private: never shown,
+    only verified, so that at most its speed tells anything of others.
+    """
+
+    def __init__(self, longest: int = LONGEST) -> None:
+        self._longest = longest
+        self._shared = Contexts(longest, SHARED_RUNS)
+        self._own: dict[str, _Own] = {}
+        self._acceptance = Acceptance()
+
+    def draft(self, asks: Sequence[Ask]) -> list[TokenTree]:
+        return [self._grow(ask) for ask in asks]
+
+    def learn(self, request_id: str, tree: TokenTree, drawn: Sequence[int]) -> None:
+        self._acceptance.learn(tree, drawn)
+
+    def forget(self, request_id: str) -> None:
+        self._own.pop(request_id, None)
+
+    def _grow(self, ask: Ask) -> TokenTree:
+        """Best first: the node added next is always the likeliest that is left."""
+        own = self._catch_up(ask)
+        sources = [("own", own)] if ask.is_private else [("own", own), ("shared", self._shared)]
+        tree = TokenTree()
+        depth, width, most = ask.depth, ask.spec.width, ask.spec.max_nodes
+        if depth < 1 or most < 1:
+            return tree
+        start = tuple(ask.tokens[-self._longest :])
+        ahead: list[tuple[float, int, int, tuple[int, ...], Candidate]] = []
+        order = 0
+
+        def push(parent: int, chance: float, tail: tuple[int, ...]) -> None:
+            nonlocal order
+            for candidate in self._candidates(sources, tail, width):
+                if (joint := chance * candidate.chance) >= LEAST_CHANCE:
+                    heappush(ahead, (-joint, order, parent, tail, candidate))
+                    order += 1
+
+        push(ROOT, 1.0, start)
+        while ahead and len(tree) < most:
+            _, _, parent, tail, (token, chance, kind) = heappop(ahead)
+            node = tree.add(parent, token, chance, kind)
+            if tree.depths[node] < depth:
+                push(node, tree.chances[node], (*tail, token)[-self._longest :])
+        return tree
+
+    def _catch_up(self, ask: Ask) -> Contexts:
+        """Learn the tokens that became known since the last ask."""
+        own = self._own.get(ask.request_id)
+        if own is None:
+            own = self._own[ask.request_id] = _Own(self._longest)
+        tokens, start = ask.tokens, own.num_learned
+        if start < len(tokens):
+            own.contexts.learn(tokens, start)
+            own.num_learned = len(tokens)
+            if start and not ask.is_private:
+                before = max(0, start - self._longest)
+                self._shared.learn(tokens[before:], start - before)
+        return own.contexts
+
+    def _candidates(
+        self, sources: Sequence[tuple[str, Contexts]], tail: Sequence[int], width: int
+    ) -> list[Candidate]:
+        """The likeliest tokens after `tail`, at most `width`."""
+        best: dict[int, Candidate] = {}
+        for source, contexts in sources:
+            for candidate in self._followers(source, contexts, tail):
+                known = best.get(candidate.token)
+                if known is None or known.chance < candidate.chance:
+                    best[candidate.token] = candidate
+        found = sorted(best.values(), key=lambda candidate: -candidate.chance)[:width]
+        # Siblings exclude each other: together they are no likelier than certain.
+        total = sum(candidate.chance for candidate in found)
+        if total <= 1:
+            return found
+        return [Candidate(token, chance / total, kind) for token, chance, kind in found]
+
+    def _followers(
+        self, source: str, contexts: Contexts, tail: Sequence[int]
+    ) -> Iterator[Candidate]:
+        length, counts = contexts.after(tail)
+        if not length:
+            return
+        total = sum(counts.values())
+        seen = sum(total > bound for bound in _COUNTS)
+        for token, count in counts.items():
+            share = count / total
+            if share < _LEAST_SHARE:
+                continue
+            kind = (source, length, seen, sum(share > bound for bound in _SHARES))
+            yield Candidate(token, self._acceptance.chance(kind, _prior(length, share)), kind)
+
+
+def _prior(length: int, share: float) -> float:
+    """Before anything was verified: longer runs and clearer followers are right more often."""
+    return share * (0.2 + 0.15 * min(length, 4))
