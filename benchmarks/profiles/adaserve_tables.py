@@ -23,7 +23,7 @@ from math import hypot, sqrt
 from pathlib import Path
 
 from giusto.core.latency import TableLatency, terms
-from giusto.profiles.profile import Profile
+from giusto.profiles.profile import DraftQuality, Profile
 from giusto.profiles.roofline import Architecture, Hardware, num_blocks
 
 BLOCK_SIZE = 16
@@ -35,7 +35,7 @@ FOLDER = Path(__file__).parents[2] / "src" / "giusto" / "profiles" / "data"
 class Published:
     """One of the paper's two set-ups; times in milliseconds, `verify_ms` by tokens.
 
-    decode_ms is fitted, the rest published.
+    decode_ms and the draft's quality are fitted, the rest published.
     """
 
     name: str
@@ -45,6 +45,8 @@ class Published:
     draft_ms: float
     unit_ms: float
     decode_ms: float
+    draft: dict[str, DraftQuality]
+    control: dict[str, int]
 
 
 LLAMA = Published(
@@ -55,6 +57,14 @@ LLAMA = Published(
     draft_ms=5,
     unit_ms=30,
     decode_ms=34,
+    draft={"default": DraftQuality(0.75, 1.2)},
+    control={
+        "budget": 512,
+        "draft_budget": 96,
+        "max_depth": 8,
+        "min_depth": 4,
+        "max_width": 3,
+    },
 )
 QWEN = Published(
     name="qwen2.5-32b-2xa100",
@@ -64,6 +74,14 @@ QWEN = Published(
     draft_ms=4,
     unit_ms=28,
     decode_ms=28,
+    draft={"default": DraftQuality(0.75, 1.2)},
+    control={
+        "budget": 256,
+        "draft_budget": 80,
+        "max_depth": 5,
+        "min_depth": 3,
+        "max_width": 3,
+    },
 )
 PUBLISHED = {published.name: published for published in (LLAMA, QWEN)}
 #: Tokens below the first published latency at which the table gets a point.
@@ -113,6 +131,8 @@ def profile(published: Published, decode_ms: float) -> Profile:
         swap_bandwidth=hardware.link * hardware.count,
         slo_unit=published.unit_ms / 1000,
         noise=NOISE,
+        draft=published.draft,
+        control=published.control,
     )
 
 

@@ -115,7 +115,9 @@ def run(engine: Engine, group: Group, sampling: SamplingParams, label: str) -> F
     """Decode one group to the end."""
     for number, prompt in enumerate(group.prompts):
         name = f"{label}.{number}"
-        ask = Submission(name, engine.clock.now(), len(prompt), prompt_ids=prompt, sampling=sampling)
+        ask = Submission(
+            name, engine.clock.now(), len(prompt), prompt_ids=prompt, sampling=sampling
+        )
         engine.submit(ask)
     first = last = 0.0
     tokens = drafted = selected = 0
@@ -151,7 +153,9 @@ def show(
         ratios = sorted(f.rate / b.rate for f, b in zip(figures, base, strict=True))
         per_class = []
         for kind in CLASSES:
-            mine = [y for f, g in zip(figures, groups, strict=True) if g.kind == kind for y in f.yields]
+            mine = [
+                y for f, g in zip(figures, groups, strict=True) if g.kind == kind for y in f.yields
+            ]
             per_class.append(f"{mean(mine):.2f}" if mine else "-")
         table.add_row(
             mode,

@@ -7,10 +7,9 @@ engine.
 from __future__ import annotations
 
 import json
-import logging
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
@@ -18,28 +17,25 @@ from typing import TYPE_CHECKING, Any
 
 from giusto.core.clock import Clock, WallClock
 from giusto.core.errors import ConfigError, GiustoError
-from giusto.core.events import Estimated, Foretold
 from giusto.core.kv import BlockPool
 from giusto.core.latency import NUM_TERMS, LatencyModel, LinearLatency
 from giusto.core.plan import Caps, Limits, Policy
 from giusto.core.programs import ProgramTable
 from giusto.core.queue import QueueLimits
-from giusto.core.request import Request, RequestView
 from giusto.core.scheduler import Scheduler
 from giusto.engine.settings import EngineSettings
+from giusto.learning import Learners, predictor
 from giusto.policies import make, module_named
 from giusto.policies.base import Dependencies
 from giusto.policies.speculating import Speculating
-from giusto.predict.base import Constant, LengthPredictor, Oracle, TrueLengths
-from giusto.predict.conformal import Calibrated
-from giusto.predict.estimates import ForestPredictor
-from giusto.predict.feeds import Announcer, InlineForest, virtual_cpu
-from giusto.predict.forest_client import ForestClient, ForestFeed
-from giusto.predict.histogram import Histogram
-from giusto.programs import store
+from giusto.predict.base import LengthPredictor
+from giusto.predict.feeds import InlineForest, virtual_cpu
+from giusto.predict.forest_client import ForestFeed
 from giusto.programs.base import ProgramMatcher, Unforeseen
 from giusto.programs.matcher import HistoryMatcher
 from giusto.spec import modes
+from giusto.spec.modes import Mode
+from giusto.spec.wishes import Control
 
 if TYPE_CHECKING:
     from giusto.engine.backend import EmbeddedBackend
@@ -48,6 +44,7 @@ if TYPE_CHECKING:
     from giusto.profiles.fit import Timing
     from giusto.profiles.profile import Profile
     from giusto.sim.cluster import Cluster
+    from giusto.sim.executor import Speculation
     from giusto.sim.kernel import Kernel
     from giusto.sim.replica import Replica
     from giusto.sim.run import SimRun
@@ -55,76 +52,7 @@ if TYPE_CHECKING:
     from giusto.sim.truth import Truth
     from giusto.workload.records import Entry
 
-log = logging.getLogger(__name__)
-
 DEFAULT_MODEL_NAME = "SmolLM2-135M-Instruct"
-
-#: How output lengths may be bounded. `constant:TOKENS` states the length.
-PREDICTORS = ("histogram", "forest", "constant", "oracle")
-DEFAULT_LENGTH = 256.0
-
-
-def predictor(name: str, truth: TrueLengths | None = None) -> LengthPredictor:
-    """A length predictor by name. Raises ConfigError, and for an oracle where nothing is known."""
-    kind, _, value = name.partition(":")
-    match kind:
-        case "histogram" if not value:
-            return Calibrated(Histogram())
-        case "forest" if not value:
-            return Calibrated(ForestPredictor(Histogram()))
-        case "constant":
-            try:
-                return Constant(float(value or DEFAULT_LENGTH))
-            except ValueError:
-                raise ConfigError(f"lengths {name!r}: give constant:TOKENS") from None
-        case "oracle" if not value:
-            if truth is None:
-                raise ConfigError("only a simulator knows the lengths that an oracle tells")
-            return Oracle(truth)
-    raise ConfigError(f"no length predictor {name!r}; there are {', '.join(PREDICTORS)}")
-
-
-class Learners:
-    """What a policy on a live engine learns with: length bounds and programs; a feed of both.
-
-    In `folder` is what was learned before, and `close` leaves there what is known now.
-    """
-
-    def __init__(self, name: str, folder: Path | None = None) -> None:
-        self.lengths = predictor(name)
-        self._history = folder and folder / "programs.jsonl"
-        self.programs = HistoryMatcher(store.load(self._history) if self._history else ())
-        self._feed: Announcer | ForestFeed = Announcer(self.lengths)
-        self._client: ForestClient | None = None
-        if name == "forest":
-            self._client = ForestClient(folder and folder / "lengths.npz")
-            self._feed = ForestFeed(self._client, _prompt_ids)
-
-    def follow(self, scheduler: Scheduler) -> None:
-        for learner in (self.lengths, self.programs, self._feed):
-            scheduler.subscribe(learner.observe)
-
-    def poll(self, now: float) -> Iterator[Estimated | Foretold]:
-        """What they found out since the last call."""
-        yield from self._feed.poll(now)
-        yield from self.programs.poll(now)
-
-    def close(self, now: float) -> None:
-        """Keep what was learned; a disk that is full costs the history, no more."""
-        if self._client is not None:
-            self._client.close()
-        if self._history is None:
-            return
-        try:
-            self._history.parent.mkdir(parents=True, exist_ok=True)
-            store.save(self._history, self.programs.history.past(now))
-        except OSError as error:
-            log.warning("cannot keep the history of programs: %s", error)
-
-
-def _prompt_ids(request: RequestView) -> Sequence[int]:
-    """The prompt of a request that has just arrived, where the driver has text."""
-    return request.token_ids if isinstance(request, Request) else ()
 
 
 def scheduler(
@@ -138,7 +66,7 @@ def scheduler(
     policy = _policy(settings, latency, learners.lengths, learners.programs)
     speculation = modes.mode(settings.speculation)
     if speculation is not None:
-        policy = Speculating(policy, speculation.spec, speculation.nodes, latency)
+        policy = Speculating(policy, speculation.wish(latency))
     pool = BlockPool(num_blocks, settings.block_size, prefix_caching=settings.prefix_caching)
     limits = Limits(settings.max_num_batched_tokens, settings.max_num_seqs, settings.block_size)
     queue = QueueLimits(settings.max_num_queued_reqs, settings.max_num_queued_tokens)
@@ -304,11 +232,18 @@ def _replica(
     lengths = predictor(settings.lengths, truth)
     feed = _virtual_forest(kernel) if settings.lengths == "forest" else None
     host_blocks = settings.host_blocks
-    caps = Caps(swap=host_blocks > 0, lookahead=settings.lookahead, host_blocks=host_blocks)
+    mode = modes.mode(settings.speculation, Control(**profile.control))
+    caps = Caps(
+        swap=host_blocks > 0,
+        token_trees=mode is not None,
+        lookahead=settings.lookahead,
+        host_blocks=host_blocks,
+    )
     is_oracle = getattr(module_named(settings.policy), "IS_ORACLE", False)
     deps = Dependencies(believed, lengths, truth if is_oracle else None, caps, matcher)
+    policy = make(settings.policy, deps, settings.policy_options)
     made = Scheduler(
-        make(settings.policy, deps, settings.policy_options),
+        policy if mode is None else Speculating(policy, mode.wish(believed)),
         BlockPool(
             settings.num_blocks or profile.num_blocks,
             profile.block_size,
@@ -330,11 +265,26 @@ def _replica(
         noise=profile.noise if settings.noise is None else settings.noise,
         speed=settings.speed,
         link=settings.link,
+        speculation=mode and _speculation(mode, settings, believed),
     )
     gap = profile.gap / settings.speed
     replica = Replica(index, kernel, made, executor, believed, gap=gap)
     replica.feed = feed
     return replica
+
+
+def _speculation(mode: Mode, settings: SimSettings, believed: LatencyModel) -> Speculation:
+    """Hidden guesses and who drafts them. Raises ConfigError for a mode that needs text."""
+    from giusto.sim.executor import Speculation
+    from giusto.sim.guesses import GuessDrafter, Guesses
+
+    if mode.drafter is not None and not mode.calibrates:
+        raise ConfigError(
+            f"speculation {mode.name} looks text up, and simulated requests have none"
+        )
+    guesses = Guesses(settings.profile.draft, settings.seed)
+    drafter = GuessDrafter(guesses, branching=mode.branching, calibrates=mode.calibrates)
+    return Speculation(mode.speculator(believed, drafter), guesses)
 
 
 def _virtual_forest(kernel: Kernel) -> ForestFeed:
@@ -371,8 +321,10 @@ def backend(
     Raises ConfigError for an unknown policy, mode or option at once, before a model is loaded.
     """
     lengths = predictor(settings.lengths)
-    _policy(settings, LinearLatency((0.0,) * NUM_TERMS), lengths, Unforeseen())
-    modes.mode(settings.speculation)
+    unknown = LinearLatency((0.0,) * NUM_TERMS)
+    _policy(settings, unknown, lengths, Unforeseen())
+    if speculation := modes.mode(settings.speculation):
+        speculation.speculator(unknown)
     from giusto.engine.backend import EmbeddedBackend
     from giusto.engine.launch import ProcessLauncher, ThreadLauncher
 

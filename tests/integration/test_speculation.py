@@ -93,9 +93,7 @@ def plain(family: Family, **options) -> dict[tuple[int, ...], list[int]]:
 
 
 def foreseeing(family: Family, known, **settings) -> TinyEngine:
-    return TinyEngine(
-        family.model, drafter=Foresight(known), speculation="suffix:32", **settings
-    )
+    return TinyEngine(family.model, drafter=Foresight(known), speculation="suffix:32", **settings)
 
 
 def assert_same(family: Family, engine: TinyEngine, known) -> None:
@@ -313,7 +311,10 @@ def test_a_drafter_that_fails_costs_speed_alone(llama: Family, moment: str, capl
     with caplog.at_level(logging.ERROR):
         engine.run()
     assert "speculation failed" in caplog.text
-    assert engine.engine.speculation_error in ("MemoryError while drafting", "KeyError while drafting")
+    assert engine.engine.speculation_error in (
+        "MemoryError while drafting",
+        "KeyError while drafting",
+    )
     assert_same(llama, engine, known)
 
 

@@ -294,10 +294,10 @@ def test_kinds_of_steps(case: Case, kind: str) -> None:
 
 
 def test_the_grid_covers_every_kind() -> None:
-    """With the embedded engine's own limits, all four; every case within them, none twice."""
+    """With the embedded engine's own limits, all five; every case within them, none twice."""
     room = Room(tokens=512, seqs=128, length=8192, num_blocks=10_000, block_size=16)
     grid = cases(room)
-    assert {case.kind for case in grid} == {"decode", "prefill", "chunk", "mixed"}
+    assert {case.kind for case in grid} == {"decode", "prefill", "chunk", "mixed", "verify"}
     assert len(set(grid)) == len(grid)
     assert max(case.shape.num_tokens for case in grid) == 512
     assert max(case.shape.decode_seqs for case in grid) == 128
@@ -359,7 +359,7 @@ def test_residuals_are_told_per_kind() -> None:
     """A model that is a tenth off is so on every kind; an exact one is not off at all."""
     truth, timings = timed(0.0)
     off = residuals(truth.scaled(1.1), timings)
-    assert off.keys() == {"decode", "prefill", "chunk", "mixed"}
+    assert off.keys() == {"decode", "prefill", "chunk", "mixed", "verify"}
     assert {(r.median, r.p90) for r in off.values()} == {(0.1, 0.1)}
     assert sum(r.count for r in off.values()) == len(timings)
     assert {r.p90 for r in residuals(fit_latency(timings), timings).values()} == {0.0}

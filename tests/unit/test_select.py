@@ -102,9 +102,7 @@ def test_prompts_in_the_step_raise_the_price():
     spec = Spec(max_nodes=6, depth=3)
     plan = plan_of(12, r0=spec, r1=spec)
     alone = by_value({"r0": R0, "r1": R1}, plan, SHAPE, latency)
-    beside = by_value(
-        {"r0": R0, "r1": R1}, plan, replace(SHAPE, prefill_tokens=200), latency
-    )
+    beside = by_value({"r0": R0, "r1": R1}, plan, replace(SHAPE, prefill_tokens=200), latency)
     assert sum(map(len, beside.values())) < sum(map(len, alone.values()))
 
 

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from giusto.core.errors import ConfigError
-from giusto.core.latency import LinearLatency, terms
+from giusto.core.events import Stepped
+from giusto.core.latency import BatchShape, LinearLatency, terms
 from giusto.core.pack import pack, speculate
-from giusto.core.plan import Caps, Grant, Limits, Plan, Spec, Want, check
-from giusto.core.slo import BestEffort, Deadline, Progress, Streaming, owed
+from giusto.core.plan import (
+    Caps,
+    Grant,
+    Limits,
+    Plan,
+    Spec,
+    StepOutcome,
+    Want,
+    Yield,
+    check,
+)
+from giusto.core.slo import BestEffort, Deadline, Progress, Streaming, behind, owed
 from giusto.policies.speculating import Speculating
 from giusto.spec import modes
+from giusto.spec.wishes import Adaptive, Control, Fixed, Valued
 from strategies import LiteralView, decoding, literal_views, orders, request
 
 SPEC = Spec(max_nodes=6, depth=3, width=2)
@@ -38,9 +52,18 @@ def plan_of(view: LiteralView, *names: str) -> Plan:
 def test_nodes_take_what_the_plan_leaves():
     """Tokens that no certain work wants become nodes, in the order that is given."""
     view = seeing(LiteralView([decoding("a"), decoding("b")], limits=Limits(10, 8, 4)))
-    plan = speculate(plan_of(view, "a", "b"), view, specs("b", "a"))
-    assert {g.request_id: g.spec.max_nodes for g in plan.grants} == {"a": 2, "b": 6}
+    plan = speculate(plan_of(view, "a", "b"), view, specs("b", "a"), max_nodes=99)
+    assert {g.request_id: g.spec.max_nodes for g in plan.grants} == {"a": 6, "b": 6}
     assert (plan.num_tokens, plan.node_budget) == (2, 8)
+    check(plan, view)
+
+
+def test_all_together_have_no_more_than_is_asked():
+    """Ceilings are each request's own, the budget is everybody's."""
+    view = seeing(LiteralView([decoding("a"), decoding("b")]))
+    plan = speculate(plan_of(view, "a", "b"), view, specs("a", "b"), max_nodes=4)
+    assert {g.spec.max_nodes for g in plan.grants} == {4}
+    assert plan.node_budget == 4
     check(plan, view)
 
 
@@ -48,14 +71,14 @@ def test_certain_work_is_never_displaced():
     """A step that prompts fill leaves no nodes, and stays as it is."""
     view = seeing(LiteralView([decoding("a")], [request("b", 100)]))
     plan = plan_of(view, "a", "b")
-    assert speculate(plan, view, specs("a")) == plan
+    assert speculate(plan, view, specs("a"), max_nodes=99) == plan
 
 
 def test_who_finds_no_block_for_nodes_decodes_without():
     """Nodes need blocks of their own; where none is free, the next request may still fit."""
     view = seeing(LiteralView([decoding("a", 8), decoding("b", 9)], free_blocks=1))
     asked = [("a", Spec(max_nodes=4)), ("b", Spec(max_nodes=2))]
-    plan = speculate(plan_of(view, "a", "b"), view, asked)
+    plan = speculate(plan_of(view, "a", "b"), view, asked, max_nodes=99)
     assert [g.spec.max_nodes if g.spec else 0 for g in plan.grants] == [0, 2]
     check(plan, view)
 
@@ -65,7 +88,7 @@ def test_a_plan_that_takes_blocks_does_not_speculate():
     view = seeing(LiteralView([decoding("a"), decoding("b", 8)], free_blocks=0))
     plan = plan_of(view, "b", "a")
     assert plan.preempt
-    assert speculate(plan, view, specs("b")) == plan
+    assert speculate(plan, view, specs("b"), max_nodes=99) == plan
 
 
 @given(st.data())
@@ -76,7 +99,7 @@ def test_a_plan_with_nodes_keeps_the_contract(data):
     decodes = [g.request_id for g in plan.grants if g.num_tokens == 1]
     counts = st.integers(0, 9)
     asked = [(name, Spec(max_nodes=data.draw(counts), depth=3)) for name in decodes]
-    made = speculate(plan, view, asked)
+    made = speculate(plan, view, asked, max_nodes=data.draw(st.integers(0, 20)))
     check(made, view)
     assert [g[:2] for g in made.grants] == [g[:2] for g in plan.grants]
     assert made.node_budget <= sum(g.spec.max_nodes for g in made.grants if g.spec)
@@ -85,7 +108,7 @@ def test_a_plan_with_nodes_keeps_the_contract(data):
 # The policy beside which it happens
 
 
-class Fixed:
+class Everybody:
     """A policy that wants everybody, and remembers what it was told."""
 
     def __init__(self) -> None:
@@ -103,7 +126,7 @@ class Fixed:
 
 def speculating(nodes: int = 64) -> Speculating:
     latency = LinearLatency(terms(constant=0.05))
-    return Speculating(Fixed(), Spec(max_nodes=8, depth=4), nodes, latency)
+    return Speculating(Everybody(), Valued(Spec(max_nodes=8, depth=4), nodes, latency))
 
 
 def asked(view: LiteralView, nodes: int = 64) -> dict[str, Spec | None]:
@@ -149,6 +172,68 @@ def test_what_the_policy_says_is_passed_on():
     assert made.explain(None, "a") == {"about": "a"}
 
 
+def test_a_fixed_wish_is_the_same_whatever_the_load():
+    """Chains ask for as many nodes as there are requests, times their length."""
+    made = Fixed(SPEC)
+    some = [decoding(name) for name in "abc"]
+    assert made.specs(some, 0.0, BatchShape(decode_seqs=3)) == (18, [SPEC] * 3)
+
+
+def test_adaserve_drafts_less_the_more_there_are():
+    """Equations 8 and 9 with the artifact's constants (adaserve.md 1.6)."""
+    llama, qwen = Control(), Control(256, 80, 5, 3, 3)
+    assert [llama.depth(n) for n in (1, 56, 57, 64, 65, 85, 86, 400)] == [8, 8, 7, 7, 6, 5, 4, 4]
+    assert [llama.width(n) for n in (1, 32, 33, 48, 49, 400)] == [3, 3, 2, 2, 1, 1]
+    assert [qwen.depth(n) for n in (42, 43, 51, 52)] == [5, 4, 4, 3]
+    assert [qwen.width(n) for n in (26, 27, 40, 41)] == [3, 2, 2, 1]
+    with pytest.raises(ValueError, match="min_depth"):
+        Control(max_depth=2, min_depth=3)
+
+
+def test_adaserve_needs_what_the_mean_pace_lacks():
+    """A(r) = 1.05 (l + t) / TPOT - o, between 1 and one more than the beam is deep."""
+    wish = Adaptive(Control(), LinearLatency(terms(constant=0.1)))
+    tight = request("a", computed=8, output=3, arrival=10.0, slo=Streaming(tpot=0.05))
+    lost = request("b", computed=8, output=3, arrival=0.0, slo=Streaming(tpot=0.05))
+    calm = request("c", computed=8, output=3, arrival=10.0, slo=Streaming(tpot=1.0))
+    budget, found = wish.specs([tight, lost, calm], 10.1, BatchShape(decode_seqs=3))
+    assert budget == 512 - 3
+    assert [spec.need for spec in found] == pytest.approx([1.05 * 0.2 / 0.05 - 2, 9.0, 1.0])
+    assert {(spec.depth, spec.width, spec.max_nodes) for spec in found} == {(8, 3, 24)}
+
+
+def test_giusto_drafts_as_deep_as_it_pays():
+    """Where each draft step takes time, candidates that are rarely right are not drafted for."""
+    latency = LinearLatency(terms(constant=0.03, draft_steps=0.005))
+    wish = Valued(Spec(max_nodes=16, depth=8), 128, latency)
+    some = [decoding("a")]
+    shape = BatchShape(decode_seqs=1)
+
+    def depth_after(accepted: int) -> int:
+        for _ in range(500):
+            made = Yield((1,) * (accepted + 1), selected=8, accepted=accepted)
+            wish.observe(Stepped(StepOutcome(0, 0.0, 0.1, shape, {"a": made}), 0.1))
+        return wish.specs(some, 0.0, shape)[1][0].depth
+
+    assert depth_after(0) == 0
+    assert depth_after(3) == 4
+    assert depth_after(8) == 8
+
+
+def test_giusto_tries_again_what_did_not_pay():
+    """After some steps without a draft one is made, so that a better one shows."""
+    wish = Valued(SPEC, 128, LinearLatency(terms(constant=0.03, draft_steps=0.02)))
+    shape = BatchShape(decode_seqs=1)
+    wrong = Yield((1,), selected=3)
+    plain = Yield((1,))
+    asked = []
+    for made in [wrong] * 300 + [plain] * 60:
+        wish.observe(Stepped(StepOutcome(0, 0.0, 0.1, shape, {"a": made}), 0.1))
+        asked.append(wish.specs([decoding("a")], 0.0, shape))
+    assert asked[310] == (0, [replace(SPEC, depth=0)])
+    assert asked[-1] == (6, [replace(SPEC, depth=1)])
+
+
 # What is owed
 
 
@@ -163,14 +248,40 @@ def test_tokens_owed_are_those_due_until_then():
         assert owed(other, begun, 0.9) == 0
 
 
+def test_the_mean_pace_counts_from_the_first_token():
+    """Whoever waited long for it is behind in `owed`, and not in the mean pace."""
+    slo = Streaming(ttft=1.0, tpot=0.1)
+    begun = Progress(0.0, first_token=5.0, num_output_tokens=3)
+    assert behind(slo, begun, 5.4) == pytest.approx(2.0)
+    assert behind(slo, begun, 5.1) == pytest.approx(-1.0)
+    assert owed(slo, begun, 5.4) > 30
+    assert behind(Deadline(1.0), begun, 9.0) == behind(slo, Progress(0.0), 9.0) == float("-inf")
+
+
 # Modes
 
 
 def test_modes_have_names_and_lengths():
     """A name gives a mode, `name:length` one with longer proposals, `off` none."""
     assert modes.mode("off") is None
-    assert modes.mode("ngram").spec.depth == 4
-    assert modes.mode("ngram:7").spec.max_nodes == 7
+
+    def asks(name: str) -> Spec:
+        wish = modes.mode(name).wish(LinearLatency(terms(constant=0.1)))
+        return wish.specs([decoding("a")], 0.0, BatchShape(decode_seqs=1))[1][0]
+
+    assert asks("ngram").depth == 4
+    assert asks("ngram:7").max_nodes == 7
+    assert asks("static").depth == 9
+    assert asks("adaserve").width == 3
+
+
+def test_modes_that_draft_with_a_model_need_one():
+    """Chains and AdaServe's beams have nothing to look up."""
+    latency = LinearLatency(terms(constant=0.1))
+    for name in ("chain", "static", "adaserve"):
+        with pytest.raises(ConfigError, match=f"speculation {name} drafts with a model"):
+            modes.mode(name).speculator(latency)
+    assert modes.mode("giusto").speculator(latency).select is modes.by_value
 
 
 @pytest.mark.parametrize("name", ["", "ngrm", "ngram:", "ngram:0", "ngram:x", "giusto:65", "off:2"])
@@ -183,4 +294,4 @@ def test_a_grant_without_a_node_has_no_budget():
     """Nothing asked for leaves the plan as it is."""
     view = seeing(LiteralView([decoding("a")]))
     plan = Plan(view.step, (Grant("a", 1),))
-    assert speculate(plan, view, []) == plan
+    assert speculate(plan, view, [], max_nodes=9) == plan

@@ -115,6 +115,7 @@ class Search:
             "speed": 1.0,
             "lengths": "histogram",
             "programs": True,
+            "speculation": "off",
             "lookahead": 0,
             "swap_space": None,
             "overlap": 0.0,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,6 +118,13 @@ Programs = Annotated[
         "--programs/--no-programs", help="Tell policies what history says of programs. [on]"
     ),
 ]
+Speculation = Annotated[
+    str,
+    typer.Option(
+        help="Tokens guessed ahead, where the profile has a draft: off, chain:K, static, adaserve, "
+        "giusto; several with commas."
+    ),
+]
 Check = Annotated[bool, typer.Option("--check", help="Verify every plan; slower.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes. [one per core]")]
 Records = Annotated[
@@ -150,6 +158,7 @@ def simulate(
     speed: Speed = 1.0,
     lengths: Lengths = "histogram",
     programs: Programs = True,
+    speculation: Speculation = "off",
     lookahead: Lookahead = 0,
     swap_space: SwapSpace = None,
     overlap: Overlap = 0.0,
@@ -192,6 +201,7 @@ def sweep(
     speed: Speed = 1.0,
     lengths: Lengths = "histogram",
     programs: Programs = True,
+    speculation: Speculation = "off",
     lookahead: Lookahead = 0,
     swap_space: SwapSpace = None,
     overlap: Overlap = 0.0,
@@ -252,9 +262,11 @@ def grid(given: dict[str, Any]) -> list[SimRun]:
     classes = _classes(given["config"])
     process = Process(given["arrivals"], given["burstiness"])
     runs: list[SimRun] = []
-    for label in _words(given["policy"], "--policy"):
-        name, options = policy_of(label)
+    modes = _words(given["speculation"], "--speculation")
+    for policy, mode in product(_words(given["policy"], "--policy"), modes):
+        name, options = policy_of(policy)
         module_named(name)
+        label = policy if mode == "off" else f"{policy} + {mode}"
         for rate in rates:
             for seed in _integers(given["seed"], "--seed"):
                 settings = SimSettings(
@@ -263,6 +275,7 @@ def grid(given: dict[str, Any]) -> list[SimRun]:
                     options,
                     lengths=given["lengths"],
                     programs=given["programs"],
+                    speculation=mode,
                     replicas=given["replicas"],
                     router=given["router"],
                     seed=seed,

@@ -84,33 +84,33 @@ def pack(
     )
 
 
-def speculate(plan: Plan, view: View, specs: Iterable[tuple[str, Spec]]) -> Plan:
+def speculate(plan: Plan, view: View, specs: Iterable[tuple[str, Spec]], *, max_nodes: int) -> Plan:
     """Let decodes of a plan speculate with the tokens and blocks that it leaves.
 
-    `specs` has what each of them may ask for, who comes first when room is short in front. Certain
-    work is never displaced: whoever finds no room decodes as it would have. A plan that takes
-    anybody's blocks stays as it is: memory is short.
+    `specs` has what each of them asks for, who comes first when blocks are short in front; together
+    they get at most `max_nodes`. Certain work is never displaced: whoever finds no room decodes as
+    it would have. A plan that takes anybody's blocks stays as it is, for memory is short; so does
+    one that speculates already.
     """
-    if plan.preempt or plan.reject:
+    room = view.limits.max_num_batched_tokens - plan.num_tokens
+    budget = min(max_nodes, room)
+    if budget < 1 or plan.preempt or plan.reject or any(grant.spec for grant in plan.grants):
         return plan
     places = {grant.request_id: place for place, grant in enumerate(plan.grants)}
-    free_tokens = view.limits.max_num_batched_tokens - plan.num_tokens - plan.node_budget
-    free_blocks = view.free_blocks
-    free_blocks -= sum(view.cost(grant.request_id, grant.num_tokens).total for grant in plan.grants)
+    costs = {grant.request_id: view.cost(*grant[:2]).total for grant in plan.grants}
+    free_blocks = view.free_blocks - sum(costs.values())
     grants = list(plan.grants)
-    num_nodes = plan.node_budget
+    total = 0
     for request_id, spec in specs:
         grant = grants[places[request_id]]
-        nodes = min(spec.max_nodes, free_tokens)
-        before = view.cost(request_id, grant.num_tokens).total
-        blocks = view.cost(request_id, grant.num_tokens + nodes).total - before
+        nodes = min(spec.max_nodes, budget)
+        blocks = view.cost(request_id, grant.num_tokens + nodes).total - costs[request_id]
         if nodes < 1 or blocks > free_blocks:
             continue
-        free_tokens -= nodes
         free_blocks -= blocks
-        num_nodes += nodes
+        total += nodes
         grants[places[request_id]] = grant._replace(spec=replace(spec, max_nodes=nodes))
-    return replace(plan, grants=tuple(grants), node_budget=num_nodes)
+    return replace(plan, grants=tuple(grants), node_budget=min(total, budget))
 
 
 def _pin_first(wants: Iterable[Want], view: View, pin: str) -> Iterator[Want]:
@@ -246,11 +246,12 @@ class _Packing:
     def _num_nodes(self, want: Want) -> int:
         if want.spec is None:
             return 0
-        return min(want.spec.max_nodes, self.budget.node_budget - self.num_nodes)
+        return min(want.spec.max_nodes, self.budget.node_budget)
 
     def _grant(self, want: Want, num_tokens: int, remaining: int) -> None:
         if want.spec is not None:
-            self.num_nodes += self._num_nodes(want)
+            nodes = self.num_nodes + self._num_nodes(want)
+            self.num_nodes = min(nodes, self.budget.node_budget)
         self.free_tokens -= num_tokens
         if remaining > 1:
             self.free_prefill -= num_tokens

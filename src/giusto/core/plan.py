@@ -175,8 +175,8 @@ class View(Protocol):
 class Spec:
     """Speculation asked for one request.
 
-    need: tokens owed this step; max_nodes: ceiling of verified nodes; depth and width: draft
-    shape; weight: value of a token beyond the need.
+    need: tokens owed this step; max_nodes: ceiling of verified nodes, for which blocks are
+    reserved; depth and width: draft shape; weight: value of a token beyond the need.
     """
 
     need: float = 1.0
@@ -372,12 +372,10 @@ def _check_room(plan: Plan, view: View, waiting: dict[str, RequestView]) -> None
     # Who is in flight leaves later, and gives nothing to this step.
     leaving = [i for i in leaving if not view.request(i).num_in_flight_tokens]
     free = view.free_blocks + sum(view.freeable(request_id) for request_id in leaving)
-    nodes = plan.node_budget
     needed = 0
     admitted = 0
     for grant in plan.grants:
-        extra = min(grant.spec.max_nodes, nodes) if grant.spec else 0
-        nodes -= extra
+        extra = min(grant.spec.max_nodes, plan.node_budget) if grant.spec else 0
         cost = view.cost(grant.request_id, grant.num_tokens + extra)
         needed += cost.total + (cost.sole if leaving else 0)
         admitted += grant.request_id in waiting

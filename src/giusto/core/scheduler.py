@@ -263,12 +263,10 @@ class Scheduler:
             if preempt.how is PreemptHow.SWAP:
                 self._host.keep(request.id, len(request.blocks))
             self._preempt(request, now)
-        nodes = plan.node_budget
         for grant, request in granted:
             if request.resident_since is None:
                 self._admit(request, hits[request.id], now)
-            extra = min(grant.spec.max_nodes, nodes) if grant.spec else 0
-            nodes -= extra
+            extra = min(grant.spec.max_nodes, plan.node_budget) if grant.spec else 0
             request.launch(grant.num_tokens)
             self._running.grow(request, extra)
         self._pin.count(plan, now)

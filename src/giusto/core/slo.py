@@ -189,6 +189,17 @@ def owed(slo: SLO, progress: ProgressView, by: float) -> int:
     return 1 + math.floor((by - first) / slo.tpot)
 
 
+def behind(slo: SLO, progress: ProgressView, by: float) -> float:
+    """Tokens by which a stream's mean pace would lag its TPOT at `by`, were none to come until
+    then; below 0 for one that is ahead, and for all that promise no pace.
+
+    Differs from `owed`: the pace counts from the first token, whenever that came (AdaServe's A(r)).
+    """
+    if not isinstance(slo, Streaming) or slo.tpot is None or progress.first_token is None:
+        return -math.inf
+    return (by - progress.first_token) / slo.tpot - (progress.num_output_tokens - 1)
+
+
 def is_missed(slo: SLO, progress: ProgressView, now: float) -> bool:
     """Tell whether the promise can no longer be kept, whatever is done from `now` on."""
     match slo:

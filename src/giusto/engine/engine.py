@@ -156,7 +156,7 @@ class Engine:
         for request_id, tree in drafts.items():
             yields[request_id] = replace(yields[request_id], drafted=len(tree))
         try:
-            self._speculator.learn(drafts, yields)
+            self._speculator.learn(drafts, {name: yields[name].tokens for name in drafts})
         except Exception as error:
             self._stop_speculating(error)
 

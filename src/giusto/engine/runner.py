@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from giusto.core.latency import BatchShape
 from giusto.core.plan import Plan, Yield
-from giusto.core.request import FinishReason, Request
+from giusto.core.request import Request
 from giusto.engine.batch import NO_TREES, build, slot
 from giusto.engine.model import Decoder
 from giusto.engine.sampler import Sampler

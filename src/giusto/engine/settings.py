@@ -26,7 +26,7 @@ class EngineSettings:
     model: a folder, a GGUF file or a hub id; None is the default model.
     kv_cache_memory: None takes a share of the machine's memory.
     max_model_len: prompt and answer together; None takes what the model was trained for.
-    lengths: how output lengths are bounded, a name of `build.PREDICTORS`.
+    lengths: how output lengths are bounded, a name of `learning.PREDICTORS`.
     speculation: how tokens are guessed ahead, a name of `spec.modes`; off does one at a time.
     state_dir: folder for what is learned, so that it outlives a restart; None keeps nothing.
     clock_offset: makes the engine's clock agree with the server's.

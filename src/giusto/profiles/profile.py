@@ -34,6 +34,28 @@ class Residual:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftQuality:
+    """How well a draft model guesses for one class of requests.
+
+    level: how likely its first choice is the target's, at a position of middling difficulty;
+    spread: standard deviation of the log-odds of that from position to position.
+    """
+
+    level: float
+    spread: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level < 1:
+            raise ValueError(f"level must lie between 0 and 1, got {self.level}")
+        if not 0 <= self.spread < math.inf:
+            raise ValueError(f"spread must be at least 0, got {self.spread}")
+
+    @property
+    def log_odds(self) -> float:
+        return math.log(self.level / (1 - self.level))
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """One machine with one model. Seconds, bytes, bytes per second.
 
@@ -44,6 +66,8 @@ class Profile:
     noise: standard deviation of the logarithm of step times of one shape.
     gap: from the end of a step to the start of the next while there is work: planning, booking.
     calibration: what `engine.profile.calibration_loop` took on this machine, for its speed today.
+    draft: by service class, how well a draft model guesses, `default` for others; empty where there
+    is none. control: AdaServe's constants for it (`spec.wishes.Control`).
     """
 
     name: str
@@ -62,6 +86,8 @@ class Profile:
     gap: float = 0.0
     calibration: float | None = None
     residuals: Mapping[str, Residual] = field(default_factory=dict)
+    draft: Mapping[str, DraftQuality] = field(default_factory=dict)
+    control: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise ValueError for what no machine has, in the words of the file."""
@@ -79,6 +105,8 @@ class Profile:
             raise ValueError(f"gap_s must be at least 0, got {self.gap}")
         if not 0 <= self.noise < 1:
             raise ValueError(f"noise must be at least 0 and below 1, got {self.noise}")
+        if self.draft and "default" not in self.draft:
+            raise ValueError("draft must say what holds for classes that it does not name: default")
         if not 0 < self.latency.step_time(BatchShape(decode_seqs=1)) < math.inf:
             raise ValueError("latency must give a step of one token some time")
 
@@ -166,6 +194,8 @@ def _parse(text: str, where: str) -> Profile:
             gap=row.optional_number("gap_s") or 0.0,
             calibration=row.optional_number("calibration_s"),
             residuals=_residuals(row.optional_object("residuals")),
+            draft=_draft(row.optional_object("draft")),
+            control=_control(row.optional_object("control")),
         )
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
@@ -186,6 +216,20 @@ def _residuals(row: Fields | None) -> dict[str, Residual]:
     return residuals
 
 
+def _draft(row: Fields | None) -> dict[str, DraftQuality]:
+    qualities: dict[str, DraftQuality] = {}
+    for name in row.keys if row else ():
+        assert row is not None
+        inner = row.object(name)
+        qualities[name] = DraftQuality(inner.number("level"), inner.number("spread"))
+        inner.finish()
+    return qualities
+
+
+def _control(row: Fields | None) -> dict[str, int]:
+    return {} if row is None else {name: row.count(name) for name in row.keys}
+
+
 def _to_json(profile: Profile) -> dict[str, object]:
     texts = ("name", "hardware", "model", "measured")
     content: dict[str, object] = {name: getattr(profile, name) for name in texts}
@@ -202,4 +246,10 @@ def _to_json(profile: Profile) -> dict[str, object]:
             kind: {"count": r.count, "median": r.median, "p90": r.p90}
             for kind, r in profile.residuals.items()
         }
+    if profile.draft:
+        content["draft"] = {
+            name: {"level": q.level, "spread": q.spread} for name, q in profile.draft.items()
+        }
+    if profile.control:
+        content["control"] = dict(profile.control)
     return content

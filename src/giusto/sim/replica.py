@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from giusto.core.errors import PlanError
 from giusto.core.events import Event, Feed, Finished, Rejected
 from giusto.core.latency import LatencyModel
-from giusto.core.plan import Plan, StepOutcome
+from giusto.core.plan import Plan, StepOutcome, StepTimes
 from giusto.core.request import Submission
 from giusto.core.scheduler import Scheduler
 from giusto.sim.executor import Execution, SimExecutor
 from giusto.sim.kernel import Kernel, Order
+
+NO_TIMES = StepTimes()
 
 
 class Replica:
@@ -122,7 +124,8 @@ class Replica:
         self._latency.learn(execution.shape, execution.seconds - execution.waited)
         self.step_time += 0.1 * (execution.seconds - self.step_time)
         self.num_steps += 1
-        outcome = StepOutcome(plan.step, started, now, execution.shape, execution.yields)
+        times = StepTimes(draft=execution.drafted) if execution.drafted else NO_TIMES
+        outcome = StepOutcome(plan.step, started, now, execution.shape, execution.yields, times)
         self._forget(self.scheduler.commit(plan.step, outcome, now))
         self._plan_soon()
 

@@ -95,6 +95,7 @@ class SimRun:
             "lookahead": settings.lookahead,
             "lengths": settings.lengths,
             "programs": settings.programs,
+            "speculation": settings.speculation,
             "model_error": settings.model_error,
             "noise": settings.profile.noise if settings.noise is None else settings.noise,
             "speed": settings.speed,

@@ -19,7 +19,7 @@ GIB = 2**30
 class SimSettings:
     """None leaves the profile's value.
 
-    lengths: how policies are told output lengths, a name of `build.PREDICTORS`; programs: whether
+    lengths: how policies are told output lengths, a name of `learning.PREDICTORS`; programs: whether
     they are told what history says of programs; model_error: the policy's model of step times
     starts wrong by up to this share, drawn per replica, and learns; noise: standard deviation of
     the log of true step times; speed: of the machine beside the one that was profiled; swap_space:
@@ -32,6 +32,7 @@ class SimSettings:
     policy_options: Mapping[str, str] = field(default_factory=dict)
     lengths: str = "histogram"
     programs: bool = True
+    speculation: str = "off"
     replicas: int = 1
     router: str = "round-robin"
     seed: int = 0
@@ -63,6 +64,11 @@ class SimSettings:
             raise ConfigError(f"overlap must lie in [0, 1], got {self.overlap}")
         if self.swap_space is not None:
             self._check_swap(self.swap_space)
+        if self.speculation != "off" and not self.profile.draft:
+            raise ConfigError(
+                f"profile {self.profile.name} has no draft model: leave speculation off, or give "
+                "the profile its draft (docs/reference/profiles.md)"
+            )
 
     @property
     def limits(self) -> Limits:

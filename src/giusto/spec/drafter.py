@@ -14,14 +14,17 @@ from giusto.spec.tree import TokenTree
 class Ask:
     """Candidates are wanted for one request.
 
-    `tokens` are all that are known of it; `room` is how many may follow the next one. What a
-    private request says is proposed to no other, nor what others said to it.
+    `tokens` are all that are known of it, where the driver has text; `position` is the number of
+    output tokens among them, `room` how many may follow the next one. What a private request says
+    is proposed to no other, nor what others said to it.
     """
 
     request_id: str
     tokens: Sequence[int]
     spec: Spec
     room: int
+    position: int = 0
+    service_class: str = "default"
     is_private: bool = False
 
     @property

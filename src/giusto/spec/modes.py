@@ -1,4 +1,4 @@
-"""Ways to speculate, by name: which drafter, what is asked of it, which candidates are verified."""
+"""Ways to speculate, by name: what is asked, who drafts, which candidates are verified."""
 
 from __future__ import annotations
 
@@ -11,82 +11,99 @@ from giusto.core.plan import Spec
 from giusto.spec.drafter import Drafter
 from giusto.spec.lookup import LookupDrafter
 from giusto.spec.ngram import NgramDrafter
-from giusto.spec.select import Select, by_value, everything
+from giusto.spec.select import Select, adaserve, by_value, everything
 from giusto.spec.speculator import Speculator
 from giusto.spec.suffix import SuffixDrafter
+from giusto.spec.wishes import Adaptive, Control, Fixed, Valued, Wish
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
     """One way to speculate.
 
-    `spec` is the most that a request may ask for; `nodes` is how many candidates all requests of a
-    step share, so that fewer are drafted for each the more there are.
+    `drafter` makes the model-free drafter that proposes; None needs a draft model. `branching` says
+    how many children the nodes of each level have, where that is fixed; empty leaves it to a beam.
+    `calibrates`: chances are what verification found, not what the draft model believes.
     """
 
-    spec: Spec
-    make_drafter: Callable[[], Drafter]
+    name: str
+    wish: Callable[[LatencyModel], Wish]
     select: Select
-    nodes: int
-    summary: str
+    drafter: Callable[[], Drafter] | None = None
+    branching: tuple[int, ...] = ()
+    calibrates: bool = False
 
-    def speculator(self, latency: LatencyModel) -> Speculator:
-        return Speculator(self.make_drafter(), self.select, latency)
+    def speculator(self, latency: LatencyModel, draft: Drafter | None = None) -> Speculator:
+        """Put a drafter to work: `draft`, or else the mode's own. Raises ConfigError without any."""
+        if draft is None:
+            if self.drafter is None:
+                raise ConfigError(f"speculation {self.name} drafts with a model, and there is none")
+            draft = self.drafter()
+        return Speculator(draft, self.select, latency)
 
 
-#: Candidates of a step in a mode that weighs them, before the step's own room.
+#: Candidates that all requests of a step share in a mode that weighs them.
 _MOST_NODES = 128
+#: SpecInfer's static tree as AdaServe compares with it: 23 tokens.
+_STATIC = (1, 1, 3, 1, 1, 1, 1, 1, 1)
 
 
 def _ngram(length: int) -> Mode:
-    return Mode(
-        Spec(depth=length, max_nodes=length),
-        NgramDrafter,
-        everything,
-        length * 4096,
-        "a chain of what followed the same tokens before (vLLM's ngram)",
-    )
+    spec = Spec(depth=length, max_nodes=length)
+    return Mode("ngram", lambda _: Fixed(spec), everything, NgramDrafter)
 
 
 def _suffix(length: int) -> Mode:
-    return Mode(
-        Spec(depth=length, max_nodes=length, width=4),
-        SuffixDrafter,
-        everything,
-        length * 4096,
-        "a tree of what followed before, as large as the match is long (SuffixDecoding)",
-    )
+    spec = Spec(depth=length, max_nodes=length, width=4)
+    return Mode("suffix", lambda _: Fixed(spec), everything, SuffixDrafter)
+
+
+def _chain(length: int) -> Mode:
+    spec = Spec(depth=length, max_nodes=length)
+    return Mode("chain", lambda _: Fixed(spec), everything)
+
+
+def _static(nodes: int) -> Mode:
+    spec = Spec(depth=len(_STATIC), max_nodes=nodes, width=max(_STATIC))
+    return Mode("static", lambda _: Fixed(spec), everything, branching=_STATIC)
 
 
 def _giusto(length: int) -> Mode:
+    spec = Spec(depth=length, max_nodes=2 * length, width=3)
     return Mode(
-        Spec(depth=length, max_nodes=2 * length, width=3),
-        LookupDrafter,
+        "giusto",
+        lambda latency: Valued(spec, _MOST_NODES, latency),
         by_value,
-        _MOST_NODES,
-        "candidates that promises need, then those that pay for their verification",
+        LookupDrafter,
+        calibrates=True,
     )
 
 
-#: Modes by name, each with the length of its proposals where none is given.
+#: Modes by name, each with the length of its proposals where none is given, or the size of a tree.
 _MODES: dict[str, tuple[Callable[[int], Mode], int]] = {
     "ngram": (_ngram, 4),
     "suffix": (_suffix, 16),
+    "chain": (_chain, 4),
+    "static": (_static, 23),
     "giusto": (_giusto, 8),
 }
 OFF = "off"
-NAMES = (OFF, *_MODES)
+NAMES = (OFF, *_MODES, "adaserve")
 _LONGEST = 64
 
 
-def mode(name: str) -> Mode | None:
+def mode(name: str, control: Control | None = None) -> Mode | None:
     """A mode by name, `name:length` for proposals of another length; None for `off`.
 
-    Raises ConfigError for a name that is not there, or a length that is no count.
+    `control` has the constants of `adaserve`. Raises ConfigError for a name that is not there, or a
+    length that is no count.
     """
     kind, colon, text = name.partition(":")
     if name == OFF:
         return None
+    if name == "adaserve":
+        constants = control or Control()
+        return Mode(name, lambda latency: Adaptive(constants, latency), adaserve)
     if kind not in _MODES:
         raise ConfigError(f"no speculation {name!r}; there are {', '.join(NAMES)}")
     make, length = _MODES[kind]

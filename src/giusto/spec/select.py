@@ -24,6 +24,9 @@ PROMPT_VALUE = 0.5
 #: Up to so many nodes every count is priced, beyond them every so manieth.
 _DENSE, _STRIDE = 16, 8
 
+#: Of the mean share of nodes, what AdaServe's first phase may give to one request.
+SLO_SHARE = 1.2
+
 #: A candidate as it is ranked: worth, request, node.
 Ranked = tuple[float, str, int]
 
@@ -57,6 +60,32 @@ def by_value(trees: Trees, plan: Plan, shape: BatchShape, latency: LatencyModel)
     count = _best_count([r[0] for r in rest], base, (plan.node_budget, taken), shape, latency)
     for _, request_id, node in rest[:count]:
         chosen.setdefault(request_id, []).append(node)
+    return chosen
+
+
+def adaserve(trees: Trees, plan: Plan, shape: BatchShape, latency: LatencyModel) -> Chosen:
+    """AdaServe's two phases: needs, the most behind first, then the likeliest until none is left.
+
+    Source: AdaServe (arXiv 2501.12162), section 4.3 and Algorithm 2, as adaserve.md 5 resolves it:
+    path probabilities, a root counts 1, `SLO_SHARE` bounds what one request takes in the first
+    phase. Differs: the budget is what the plan has reserved, beside prompts.
+    """
+    specs = {g.request_id: g.spec for g in plan.grants if g.spec and g.request_id in trees}
+    left = plan.node_budget
+    most = int(SLO_SHARE * (left + shape.decode_seqs) / max(1, shape.decode_seqs))
+    chosen: Chosen = {}
+    for request_id, spec in sorted(specs.items(), key=lambda item: -item[1].need):
+        tree = trees[request_id]
+        expected, nodes = 1.0, []
+        for node in _order(tree)[: min(most, spec.max_nodes, left)]:
+            if expected >= spec.need:
+                break
+            nodes.append(node)
+            expected += tree.chances[node]
+        left -= len(nodes)
+        chosen[request_id] = nodes
+    for _, request_id, node in _ranked(trees, specs, chosen)[:left]:
+        chosen[request_id].append(node)
     return chosen
 
 

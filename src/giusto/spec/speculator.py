@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from giusto.core.latency import BatchShape, LatencyModel
-from giusto.core.plan import Plan, Spec, Yield
+from giusto.core.plan import Plan, Spec
 from giusto.core.request import Request
 from giusto.spec.drafter import Ask, Drafter
 from giusto.spec.select import Select
@@ -40,10 +40,10 @@ class Speculator:
         chosen = self.select(drafts, plan, shape, self.latency)
         return {name: drafts[name].take(nodes) for name, nodes in chosen.items() if nodes}
 
-    def learn(self, drafts: Mapping[str, TokenTree], yields: Mapping[str, Yield]) -> None:
-        """Compare all candidates, verified or not, with what the target said."""
+    def learn(self, drafts: Mapping[str, TokenTree], drawn: Mapping[str, Sequence[int]]) -> None:
+        """Compare all candidates, verified or not, with what the target drew."""
         for request_id, tree in drafts.items():
-            self.drafter.learn(request_id, tree, yields[request_id].tokens)
+            self.drafter.learn(request_id, tree, drawn[request_id])
 
     def forget(self, request_id: str) -> None:
         self.drafter.forget(request_id)
@@ -55,4 +55,12 @@ def ask_for(request: Request, spec: Spec) -> Ask:
     The target's next token comes in any case: what follows it has room up to the cap.
     """
     room = request.sampling.max_tokens - request.num_output_tokens - 1
-    return Ask(request.id, request.token_ids, spec, room, is_private=bool(request.cache_salt))
+    return Ask(
+        request.id,
+        request.token_ids,
+        spec,
+        room,
+        position=request.num_output_tokens,
+        service_class=request.service_class,
+        is_private=bool(request.cache_salt),
+    )
