@@ -92,9 +92,8 @@ class TinyEngine:
         speculator = mode and mode.speculator(latency)
         if speculator is not None and drafter is not None:
             speculator.drafter = drafter
-        self.engine = Engine(
-            self.scheduler, runner, clock, latency, Random(5), speculator=speculator
-        )
+        self.engine = Engine(self.scheduler, runner, clock, latency, Random(5))
+        self.engine.speculator = speculator
         self.answers: dict[str, Answer] = {}
         self.events: list[Event] = []
         self.num_prompt_tokens = 0

@@ -115,10 +115,8 @@ def run(engine: Engine, group: Group, sampling: SamplingParams, label: str) -> F
     """Decode one group to the end."""
     for number, prompt in enumerate(group.prompts):
         name = f"{label}.{number}"
-        ask = Submission(
-            name, engine.clock.now(), len(prompt), prompt_ids=prompt, sampling=sampling
-        )
-        engine.submit(ask)
+        now = engine.clock.now()
+        engine.submit(Submission(name, now, len(prompt), prompt_ids=prompt, sampling=sampling))
     first = last = 0.0
     tokens = drafted = selected = 0
     yields: list[int] = []

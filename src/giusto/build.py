@@ -135,8 +135,8 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
         latency,
         Random(settings.seed),
         learners,
-        speculation and speculation.speculator(latency),
     )
+    made.speculator = speculation and speculation.speculator(latency)
     ready = {
         "name": _public_name(settings.model),
         "folder": str(model.folder),
@@ -265,8 +265,8 @@ def _replica(
         noise=profile.noise if settings.noise is None else settings.noise,
         speed=settings.speed,
         link=settings.link,
-        speculation=mode and _speculation(mode, settings, believed),
     )
+    executor.speculation = mode and _speculation(mode, settings, believed)
     gap = profile.gap / settings.speed
     replica = Replica(index, kernel, made, executor, believed, gap=gap)
     replica.feed = feed

@@ -185,7 +185,7 @@ def test_an_accepted_token_saves_a_step(llama: Family):
 
 
 def test_the_cache_holds_what_a_fresh_prefill_would(llama: Family):
-    """After accepted paths were moved, keys and values are those of the same tokens computed anew."""
+    """After accepted paths were moved, keys and values are those of the tokens computed anew."""
     known = plain(llama)
     engine = foreseeing(llama, known)
     engine.submit("0.0", PROMPTS[0], temperature=0.0, max_tokens=NEW_TOKENS)
@@ -246,13 +246,13 @@ def test_an_answer_ends_where_it_would_have_ended(llama: Family):
     known = plain(llama)
     tokens = known[tuple(PROMPTS[0])]
     last = next(i for i, token in enumerate(tokens) if i >= 3 and token not in tokens[:i])
-    for options in (
+    for special in (
         {"stop_token_ids": (tokens[last],)},
         {"max_tokens": last + 1},
         {"max_tokens": 1},
     ):
         engine = foreseeing(llama, known)
-        options = {"temperature": 0.0, "max_tokens": NEW_TOKENS} | options
+        options = {"temperature": 0.0, "max_tokens": NEW_TOKENS} | special
         engine.submit("0.0", PROMPTS[0], **options)
         answer = engine.run()["0.0"]
         assert answer.tokens == tokens[: 1 if options["max_tokens"] == 1 else last + 1]

@@ -81,7 +81,8 @@ def test_parts_keep_paths(tree: TokenTree, data):
     """The part of any set of nodes with all their parents has the same paths and chances."""
     wanted = data.draw(st.sets(st.sampled_from(range(len(tree)))) if len(tree) else st.just(set()))
     closed = set()
-    for node in wanted:
+    for leaf in wanted:
+        node = leaf
         while node != ROOT:
             closed.add(node)
             node = tree.parents[node]

@@ -47,8 +47,8 @@ class _Speculation:
 class Engine:
     """One scheduler, one model runner, one clock.
 
-    `seeds` gives requests that bring no seed one of their own. `speculator` may be None; one that
-    fails is given up, and `speculation_error` says why.
+    `seeds` gives requests that bring no seed one of their own. A `speculator`, where one is set,
+    guesses ahead; one that fails is given up, and `speculation_error` says why.
     """
 
     def __init__(
@@ -59,7 +59,6 @@ class Engine:
         latency: LatencyModel,
         seeds: Random,
         learners: Learners | None = None,
-        speculator: Speculator | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
@@ -67,7 +66,7 @@ class Engine:
         self.latency = latency
         self._seeds = seeds
         self._learners = learners
-        self._speculator = speculator
+        self.speculator: Speculator | None = None
         self.speculation_error: str | None = None
         self.step_time = 0.0
 
@@ -122,7 +121,7 @@ class Engine:
 
     def _speculate(self, plan: Plan) -> _Speculation:
         """Draft and choose; a failure costs the speed that speculation gave, never a request."""
-        speculator, requests = self._speculator, self.scheduler.requests
+        speculator, requests = self.speculator, self.scheduler.requests
         if speculator is None or not plan.node_budget:
             return _Speculation()
         started = self.clock.now()
@@ -138,7 +137,7 @@ class Engine:
     def _stop_speculating(self, error: Exception) -> None:
         log.exception("speculation failed and is off from now on; requests go on without it")
         self.speculation_error = f"{type(error).__name__} while drafting"
-        self._speculator = None
+        self.speculator = None
 
     def _execute(self, plan: Plan, trees: Mapping[str, TokenTree]) -> Execution:
         """Run the plan; a failure ends the requests in it, never the engine."""
@@ -151,12 +150,12 @@ class Engine:
 
     def _learn(self, execution: Execution, drafts: Mapping[str, TokenTree]) -> None:
         """Note how many candidates there were, and which of them were right."""
-        assert self._speculator is not None
+        assert self.speculator is not None
         yields = execution.yields
         for request_id, tree in drafts.items():
             yields[request_id] = replace(yields[request_id], drafted=len(tree))
         try:
-            self._speculator.learn(drafts, {name: yields[name].tokens for name in drafts})
+            self.speculator.learn(drafts, {name: yields[name].tokens for name in drafts})
         except Exception as error:
             self._stop_speculating(error)
 
@@ -164,6 +163,6 @@ class Engine:
         for event in events:
             if isinstance(event, Finished | Rejected):
                 self.runner.forget(event.request_id)
-                if self._speculator is not None:
-                    self._speculator.forget(event.request_id)
+                if self.speculator is not None:
+                    self.speculator.forget(event.request_id)
         return list(events)

@@ -49,7 +49,8 @@ class Speculation:
 class SimExecutor:
     """Steps of one replica. `noise` is the standard deviation of the log of a step's time.
 
-    Neither it nor `speed` touches the `link`, over which what is swapped goes.
+    Neither it nor `speed` touches the `link`, over which what is swapped goes. A `speculation`,
+    where one is set, guesses ahead.
     """
 
     def __init__(
@@ -61,7 +62,6 @@ class SimExecutor:
         noise: float = 0.0,
         speed: float = 1.0,
         link: Link | None = None,
-        speculation: Speculation | None = None,
     ) -> None:
         self._latency = latency
         self._truth = truth
@@ -69,7 +69,7 @@ class SimExecutor:
         self._noise = noise
         self._speed = speed
         self._link = link
-        self._speculation = speculation
+        self.speculation: Speculation | None = None
         self._answers: dict[str, _Answer] = {}
 
     def execute(self, plan: Plan, requests: Mapping[str, Request], swapped: int = 0) -> Execution:
@@ -87,7 +87,7 @@ class SimExecutor:
                 kv += end
             yields[request_id] = self._yield(request, end)
         shape = BatchShape(prefill, prefill_kv, decodes, kv, swapped_blocks=swapped)
-        if plan.node_budget and self._speculation is not None:
+        if plan.node_budget and self.speculation is not None:
             shape = self._speculate(plan, requests, yields, shape)
         seconds = self._latency.step_time(shape) / self._speed
         drafted = seconds - self._latency.step_time(_undrafted(shape)) / self._speed
@@ -99,8 +99,8 @@ class SimExecutor:
     def forget(self, request_id: str) -> None:
         """Drop what is known of a request that has ended."""
         self._answers.pop(request_id, None)
-        if self._speculation is not None:
-            self._speculation.speculator.forget(request_id)
+        if self.speculation is not None:
+            self.speculation.speculator.forget(request_id)
 
     def _speculate(
         self,
@@ -110,8 +110,8 @@ class SimExecutor:
         shape: BatchShape,
     ) -> BatchShape:
         """Draft, choose and verify; `yields` gets what came of it. Returns the step's shape."""
-        assert self._speculation is not None
-        speculator = self._speculation.speculator
+        assert self.speculation is not None
+        speculator = self.speculation.speculator
         drafts = speculator.draft(plan, requests)
         trees = speculator.choose(drafts, plan, shape)
         drawn = {}
@@ -137,8 +137,8 @@ class SimExecutor:
 
     def _walk(self, request: Request, tree: TokenTree) -> list[int]:
         """Which of the draft's choices the target's tokens are, as far as the tree has them."""
-        assert self._speculation is not None
-        guesses, name = self._speculation.guesses, request.service_class
+        assert self.speculation is not None
+        guesses, name = self.speculation.guesses, request.service_class
         answer = self._answers[request.id]
         most = min(answer.length, request.sampling.max_tokens)
         position = request.num_output_tokens

@@ -34,7 +34,7 @@ class Mode:
     calibrates: bool = False
 
     def speculator(self, latency: LatencyModel, draft: Drafter | None = None) -> Speculator:
-        """Put a drafter to work: `draft`, or else the mode's own. Raises ConfigError without any."""
+        """Put a drafter to work: `draft`, or else the mode's own. ConfigError without any."""
         if draft is None:
             if self.drafter is None:
                 raise ConfigError(f"speculation {self.name} drafts with a model, and there is none")
