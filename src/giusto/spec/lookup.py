@@ -1,7 +1,7 @@
 """Drafting by look-up: what followed the last tokens before, in this request and in earlier ones.
 
-No second model: it costs microseconds and proposes much where an answer quotes its prompt or
-repeats itself, nothing where it does not.
+No second model: it costs microseconds and proposes much where an answer quotes its prompt, repeats
+itself or others, nothing where it does not.
 """
 
 from __future__ import annotations
@@ -134,11 +134,13 @@ class LookupDrafter:
             return
         total = sum(counts.values())
         seen = sum(total > bound for bound in _COUNTS)
+        latest = next(reversed(counts))
         for token, count in counts.items():
             share = count / total
             if share < _LEAST_SHARE:
                 continue
-            kind = (source, length, seen, sum(share > bound for bound in _SHARES))
+            bin_ = sum(share > bound for bound in _SHARES)
+            kind = (source, length, seen, bin_, token == latest)
             yield Candidate(token, self._acceptance.chance(kind, _prior(length, share)), kind)
 
 

@@ -15,7 +15,7 @@ from giusto.spec.drafter import Ask
 from giusto.spec.tree import ROOT, TokenTree
 
 LONGEST = 12
-SHARED_RUNS = 500_000
+SHARED_RUNS = 200_000
 #: Nodes of a tree per token of its match (the paper's alpha).
 NODES_PER_MATCHED = 2
 #: A path that followed less often is not proposed.
