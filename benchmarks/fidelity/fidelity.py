@@ -4,10 +4,11 @@
         [--duration 300] [--policy giusto] [--profile smollm2-135m-cpu] [--out fidelity]
 
 Each run has a fresh server, the same arrivals and prompts, and one idle calibration for all, so the
-same promises. A one-second loop before and after it, in a process of its own, tells how fast the
-machine is; a run during which it changed by more than 5 % is repeated. The simulator then gets what
-`--save-workload` recorded of that run (arrivals, lengths, promises) and one scalar: the profile's
-calibration over the median of the run's loops. The profile must come from elsewhere.
+same promises. One-second loops before and after it, in a process of their own, tell how fast the
+machine is, the mean of eight each time; a run during which it changed by more than 5 % is repeated.
+The simulator then gets what `--save-workload` recorded of that run (arrivals, lengths, promises)
+and one scalar: the profile's calibration over the mean of both. The profile must come from
+elsewhere.
 
 Latencies are the client's, over offered requests, nearest rank. Step times are the engine's own
 (start to end of each step, from its events: `serve.py`), all steps of the run. A figure is the
@@ -56,10 +57,12 @@ from giusto.workload.records import Entry  # noqa: E402
 
 #: No policy was tuned and no profile fitted on arrivals of this seed.
 SEED = 2711
-LOOP = """
+#: Loops whose mean tells the machine's speed: where that flips within seconds, one tells nothing.
+LOOPS = 8
+LOOP = f"""
 from giusto.core.clock import WallClock
 from giusto.engine.profile import calibration_loop
-print(calibration_loop(WallClock()))
+print(sum(calibration_loop(WallClock()) for _ in range({LOOPS})) / {LOOPS})
 """
 HEADINGS = ("figure", "engine", "range", "simulated", "error", "bar", "spread", "")
 
@@ -170,7 +173,7 @@ def measure(run: Run) -> None:
 
 
 def loop() -> float:
-    """Seconds of the calibration loop."""
+    """Seconds of the calibration loop, the mean of several."""
     done = subprocess.run([sys.executable, "-c", LOOP], check=True, capture_output=True, text=True)
     return float(done.stdout)
 

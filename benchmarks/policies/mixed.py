@@ -34,10 +34,12 @@ POLICIES = ("giusto", "fcfs", "sarathi", "priority", "edf")
 @contextmanager
 def server(policy: str, classes: Path) -> Iterator[str]:
     """Run a server for one cell; yields its address."""
+    policy, _, mode = policy.partition("+speculation=")
     name, _, options = policy.partition(":")
     flags = [
         word for option in options.split("+") if option for word in ("--policy-option", option)
     ]
+    flags += ["--speculation", mode] if mode else []
     command = [*GIUSTO, "serve", "--port", "0", "--scheduling-policy", name, *flags]
     config = ["--config", str(classes), "--log-level", "warning"]
     process = subprocess.Popen([*command, *config], stdout=subprocess.PIPE, text=True)
@@ -107,7 +109,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--policy", action="append", help="name or name:option=value+…")
+    parser.add_argument(
+        "--policy", action="append", help="name or name:option=value+…; then +speculation=MODE"
+    )
     parser.add_argument("--rate", type=float, action="append", default=[])
     parser.add_argument("--seed", type=int, action="append")
     parser.add_argument("--duration", type=float, default=300.0)

@@ -8,6 +8,8 @@ zikun-li/AdaServe-Artifact-Evaluation (exps/fig8, exps/fig9, exps/test.sh); the 
 
 Published latencies start at 128 tokens. What a step of one token takes is not published: it is
 fitted to the paper's baselines at 3.0 requests/s (`benchmarks/paper/adaserve_baselines.py --fit`).
+The draft model's quality is fitted there too, to AdaServe's tokens per iteration and attainment
+(`benchmarks/paper/adaserve_speculation.py --fit`).
 From there to 128 the step is hypot(memory, compute x tokens), as in a roofline: few tokens read the
 weights, whatever their number, so that a straight line would charge small batches too much.
 KV memory is what vLLM would find: 90 % of the GPUs less the weights. The limits are those of the
@@ -57,7 +59,7 @@ LLAMA = Published(
     draft_ms=5,
     unit_ms=30,
     decode_ms=34,
-    draft={"default": DraftQuality(0.75, 1.2)},
+    draft={"default": DraftQuality(0.9, 1.0)},
     control={
         "budget": 512,
         "draft_budget": 96,
@@ -74,7 +76,7 @@ QWEN = Published(
     draft_ms=4,
     unit_ms=28,
     decode_ms=28,
-    draft={"default": DraftQuality(0.75, 1.2)},
+    draft={"default": DraftQuality(0.7, 1.5)},
     control={
         "budget": 256,
         "draft_budget": 80,
@@ -116,8 +118,9 @@ def profile(published: Published, decode_ms: float) -> Profile:
         model=published.model.name,
         measured="AdaServe's artifact: verify latency by tokens, draft step, SLO unit, limits; a "
         f"step of one token, {decode_ms:g} ms, is fitted to the paper's baselines at 3.0 requests "
-        "per second, and up to 128 tokens the table is a roofline's; KV memory by 90 % of the "
-        "GPUs less the weights; noise and swap link are assumed "
+        "per second, and up to 128 tokens the table is a roofline's; the draft's quality is "
+        "fitted to AdaServe's own figures there; KV memory by 90 % of the GPUs less the weights; "
+        "noise and swap link are assumed "
         "(benchmarks/profiles/adaserve_tables.py)",
         latency=TableLatency(
             tuple((tokens, round(ms / 1000, 6)) for tokens, ms in table.items()),

@@ -24,7 +24,10 @@ from giusto.core.plan import (
     check,
 )
 from giusto.core.slo import BestEffort, Deadline, Progress, Streaming, behind, owed
+from giusto.policies import make
+from giusto.policies.base import Dependencies
 from giusto.policies.speculating import Speculating
+from giusto.predict.base import Constant
 from giusto.spec import modes
 from giusto.spec.wishes import Adaptive, Control, Fixed, Valued
 from strategies import LiteralView, decoding, literal_views, orders, request
@@ -232,6 +235,27 @@ def test_giusto_tries_again_what_did_not_pay():
         asked.append(wish.specs([decoding("a")], 0.0, shape))
     assert asked[310] == (0, [replace(SPEC, depth=0)])
     assert asked[-1] == (6, [replace(SPEC, depth=1)])
+
+
+# A policy that knows of it
+
+
+def test_speculation_makes_steps_go_further():
+    """Where decodes yield three tokens a step, a deadline that was hopeless can be kept."""
+    latency = LinearLatency(terms(constant=0.01))
+    made = make("giusto", Dependencies(latency, Constant(100)), {})
+    tight = decoding("a", slo=Deadline(1.0), arrival=9.6)
+    view = LiteralView([tight], [request("b", 40, slo=Deadline(0.5), arrival=10.0)])
+    assert made.explain(view, "a")["group"] == "decodes without a promise"
+    for nodes, tokens in ((0, 1), (8, 3)):
+        for _ in range(300):
+            shape = BatchShape(decode_seqs=2, nodes=nodes)
+            yields = {"a": Yield((7,) * tokens), "b": Yield()}
+            made.observe(Stepped(StepOutcome(0, 10.0, 10.01, shape, yields), 10.0))
+        if not nodes:
+            assert made.forecast.stride == 1.0
+    assert made.forecast.stride == pytest.approx(3.0, abs=0.02)
+    assert made.explain(view, "a")["group"] == "decodes to keep in time"
 
 
 # What is owed

@@ -176,7 +176,8 @@ class Spec:
     """Speculation asked for one request.
 
     need: tokens owed this step; max_nodes: ceiling of verified nodes, for which blocks are
-    reserved; depth and width: draft shape; weight: value of a token beyond the need.
+    reserved; depth and width: draft shape; weight: value of a token beyond the need; least: a
+    candidate less likely is not worth drafting.
     """
 
     need: float = 1.0
@@ -184,6 +185,7 @@ class Spec:
     depth: int = 0
     width: int = 1
     weight: float = 1.0
+    least: float = 0.0
 
 
 class Want(NamedTuple):

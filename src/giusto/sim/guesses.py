@@ -25,8 +25,8 @@ _SIBLING = 0.5
 _MOST_CHOICES = 8
 #: Log-odds that the drafter believes, per log-odds that are true, and the noise around them.
 _OVERCONFIDENCE, _NOISE = 1.25, 0.5
-#: Bins of stated confidence within which the calibrated chance is one.
-_BINS = 12
+#: Bins of stated confidence, and levels, within which the calibrated chance is one.
+_BINS, _DEEPEST = 12, 7
 
 _MASK = 2**64 - 1
 _SCALE = 2.0**-64
@@ -100,6 +100,8 @@ class Guesses:
 #: A node whose children may be drafted: its chance, number, key of its text, and its position on
 #: the true path, None once it left that.
 Tip = tuple[float, int, int, int | None]
+#: Chance of its path, its own, its rank, its kind, and what it would follow.
+_Candidate = tuple[float, float, int, Hashable, Tip]
 
 
 class GuessDrafter:
@@ -127,34 +129,36 @@ class GuessDrafter:
         self._guesses.forget(request_id)
 
     def _beam(self, ask: Ask) -> TokenTree:
-        guesses, quality = self._guesses, self._guesses.quality(ask.service_class)
+        guesses, spec = self._guesses, ask.spec
+        quality = guesses.quality(ask.service_class)
         tree = TokenTree()
-        key = guesses.key(ask.request_id, ask.position)
-        tips: list[Tip] = [(1.0, ROOT, key, ask.position)]
+        tips: list[Tip] = [
+            (1.0, ROOT, guesses.key(ask.request_id, ask.position), ask.position)
+        ]
         for level in range(ask.depth):
-            width = self._branching[level] if self._branching else ask.spec.width
-            found: list[tuple[float, float, int, Tip]] = []
+            width = self._branching[level] if self._branching else spec.width
+            found: list[_Candidate] = []
             for tip in tips:
                 belief = guesses.belief(tip[2], quality)
                 for rank in range(1, width + 1):
                     own = belief if rank == 1 else (1 - belief) * _SIBLING ** (rank - 1)
-                    found.append((tip[0] * own, own, rank, tip))
-            best = found if self._branching else nlargest(width, found, key=lambda f: f[0])
-            room = ask.spec.max_nodes - len(tree)
+                    kind: Hashable = (min(level, _DEEPEST), int(own * _BINS))
+                    if self._acceptance is not None:
+                        own = self._acceptance.chance(kind, own)
+                    if (joint := tip[0] * own) >= spec.least:
+                        found.append((joint, own, rank, kind, tip))
+            best = found if self._branching else nlargest(width, found, key=lambda each: each[0])
+            room = spec.max_nodes - len(tree)
             tips = [self._add(tree, ask, candidate) for candidate in best[:room]]
             if not tips:
                 break
         return tree
 
-    def _add(self, tree: TokenTree, ask: Ask, found: tuple[float, float, int, Tip]) -> Tip:
-        joint, own, rank, (_, parent, key, position) = found
-        kind: Hashable = (min(tree.depths[parent] if parent != ROOT else 0, 7), int(own * _BINS))
-        chance = own if self._acceptance is None else self._acceptance.chance(kind, own)
-        node = tree.add(parent, rank, chance, kind)
+    def _add(self, tree: TokenTree, ask: Ask, candidate: _Candidate) -> Tip:
+        joint, own, rank, kind, (_, parent, key, position) = candidate
+        node = tree.add(parent, rank, own, kind)
         guesses = self._guesses
-        if (
-            position is not None
-            and guesses.choice(ask.request_id, position, ask.service_class) == rank
-        ):
-            return joint, node, guesses.key(ask.request_id, position + 1), position + 1
-        return joint, node, _mix(key + rank), None
+        name = ask.request_id
+        if position is None or guesses.choice(name, position, ask.service_class) != rank:
+            return joint, node, _mix(key + rank), None
+        return joint, node, guesses.key(name, position + 1), position + 1

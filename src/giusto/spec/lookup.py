@@ -74,6 +74,7 @@ class LookupDrafter:
         sources = [("own", own)] if ask.is_private else [("own", own), ("shared", self._shared)]
         tree = TokenTree()
         depth, width, most = ask.depth, ask.spec.width, ask.spec.max_nodes
+        least = max(LEAST_CHANCE, ask.spec.least)
         if depth < 1 or most < 1:
             return tree
         start = tuple(ask.tokens[-self._longest :])
@@ -83,7 +84,7 @@ class LookupDrafter:
         def push(parent: int, chance: float, tail: tuple[int, ...]) -> None:
             nonlocal order
             for candidate in self._candidates(sources, tail, width):
-                if (joint := chance * candidate.chance) >= LEAST_CHANCE:
+                if (joint := chance * candidate.chance) >= least:
                     heappush(ahead, (-joint, order, parent, tail, candidate))
                     order += 1
 

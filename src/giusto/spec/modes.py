@@ -43,7 +43,7 @@ class Mode:
 
 
 #: Candidates that all requests of a step share in a mode that weighs them.
-_MOST_NODES = 128
+_MOST_NODES = 512
 #: SpecInfer's static tree as AdaServe compares with it: 23 tokens.
 _STATIC = (1, 1, 3, 1, 1, 1, 1, 1, 1)
 

@@ -56,11 +56,16 @@ def by_value(trees: Trees, plan: Plan, shape: BatchShape, latency: LatencyModel)
     chosen, worth = _needs(trees, specs, plan.node_budget)
     taken = sum(map(len, chosen.values()))
     rest = _ranked(trees, specs, chosen)
-    base = shape.decode_seqs + PROMPT_VALUE * shape.prefill_tokens + worth
+    base = worth_of(shape) + worth
     count = _best_count([r[0] for r in rest], base, (plan.node_budget, taken), shape, latency)
     for _, request_id, node in rest[:count]:
         chosen.setdefault(request_id, []).append(node)
     return chosen
+
+
+def worth_of(shape: BatchShape) -> float:
+    """Tokens that a step is worth without candidates: one per decode, a share per prompt token."""
+    return shape.decode_seqs + PROMPT_VALUE * shape.prefill_tokens
 
 
 def adaserve(trees: Trees, plan: Plan, shape: BatchShape, latency: LatencyModel) -> Chosen:

@@ -1,39 +1,30 @@
 """What decodes ask of speculation in one step: shapes of their trees, and what they are owed.
 
-Asked by `policies.speculating` while a plan is made; they learn from events, as policies do.
+Asked by `policies.speculating` while a plan is made; they learn from events, as policies do. Each
+tells how many nodes all may have together, and what each decode asks for, `shape` being the step
+without candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from giusto.core.events import Stepped
 from giusto.core.latency import BatchShape, LatencyModel
 from giusto.core.plan import Spec, Yield
 from giusto.core.request import RequestView
 from giusto.core.slo import behind, is_missed, owed
+from giusto.spec.select import worth_of
 
 #: Weight of the newest step in running means, of the newest verdict in shares.
 _RATE, _LEARNING = 0.1, 0.02
 #: How often candidates are right of which nothing is known.
 _UNKNOWN = 0.5
+#: Nodes over which the price of one is taken.
+_FEW = 8
 #: Steps without a draft after which one is tried.
 _PROBE = 50
-
-
-class Wish(Protocol):
-    """One way to ask."""
-
-    def specs(
-        self, decodes: Sequence[RequestView], now: float, shape: BatchShape
-    ) -> tuple[int, list[Spec]]:
-        """Nodes that all may have together, and what each decode asks for; `shape` is the step
-        without speculation."""
-        ...
-
-    def observe(self, event: object) -> None: ...
 
 
 @dataclass(slots=True)
@@ -118,8 +109,9 @@ class Adaptive:
 class Valued:
     """Giusto's: needs by due times, and trees as deep as a draft step is worth its time.
 
-    `nodes` is what all share, so that fewer are drafted for each the more there are. `right[k]` is
-    how often a candidate of depth k + 1 is accepted once its parent was.
+    `nodes` is what all share, so that fewer are drafted for each the more there are; and nobody who
+    is owed nothing drafts what is less likely than a node's price asks for. `right[k]` is how often
+    a candidate of depth k + 1 is accepted once its parent was.
     """
 
     spec: Spec
@@ -133,11 +125,21 @@ class Valued:
     ) -> tuple[int, list[Spec]]:
         each = min(self.spec.max_nodes, max(1, self.nodes // len(decodes)))
         depth = self._best_depth(shape, each)
-        spec = replace(self.spec, max_nodes=each, depth=depth)
+        calm = replace(self.spec, max_nodes=each, depth=depth, least=self._least(shape))
         # What falls due while the next step runs must come with this one.
         until = now + 2 * self.latency.step_time(shape)
-        nodes = each * len(decodes) if depth else 0
-        return nodes, [replace(spec, need=_need(r, now, until)) for r in decodes]
+        needs = [_need(request, now, until) for request in decodes]
+        specs = [calm if need <= 1 else replace(calm, need=need, least=0.0) for need in needs]
+        return each * len(decodes) if depth else 0, specs
+
+    def _least(self, shape: BatchShape) -> float:
+        """How likely a node must be to be worth its time, were it the first of the step.
+
+        Later ones must be likelier: what `select.by_value` drops is not drafted in vain.
+        """
+        plain = self.latency.step_time(shape)
+        price = (self.latency.step_time(replace(shape, nodes=_FEW)) - plain) / _FEW
+        return price * worth_of(shape) / plain
 
     def _best_depth(self, shape: BatchShape, each: int) -> int:
         """The depth of most tokens per second, by how far candidates were right lately."""
@@ -177,6 +179,9 @@ class Valued:
             self.right[depth] += _LEARNING * (1 - self.right[depth])
         if made.selected > made.accepted:  # something was verified beyond, and was wrong
             self.right[made.accepted] -= _LEARNING * self.right[made.accepted]
+
+
+Wish = Fixed | Adaptive | Valued
 
 
 def _need(request: RequestView, now: float, until: float) -> float:

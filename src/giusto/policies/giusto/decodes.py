@@ -28,7 +28,7 @@ class Batch:
     kept: promises to keep, the most urgent first; paused: streams that are ahead and skip this
     step; rest: decodes without a promise that could be kept, the most hopeful first. slack:
     seconds until the tightest stream's next token is due; pace: seconds that a step may last for
-    the tightest deadline; tightest: the least TPOT promised; rate: tokens a second that all of
+    the tightest deadline, tightest for the tightest stream; rate: decodes a second that all of
     them need; num_timed: how many of them have deadlines.
     """
 
@@ -82,9 +82,9 @@ class Decodes:
                 rest.append((1.0, request.arrival, request.id))
             elif isinstance(slo, Streaming):
                 streams.append((when - now, request.id))
-                tpot = slo.tpot or math.inf
-                batch.tightest = min(batch.tightest, tpot)
-                batch.rate += 1 / tpot
+                pace = (slo.tpot or math.inf) * forecast.stride
+                batch.tightest = min(batch.tightest, pace)
+                batch.rate += 1 / pace
             else:
                 timed.append(request)
         batch.slack = min(streams, default=(math.inf, ""))[0]
@@ -112,7 +112,7 @@ class Decodes:
         fastest = self._fastest(view, cost, len(timed), num_decodes, batch.rate)
         for request in timed:
             span = forecast.call_due(request) - view.now
-            left = forecast.remaining(request)
+            left = forecast.steps(request)
             pace = span / (left + MARGIN)
             if pace < fastest:
                 rest.append((0.0, request.arrival, request.id))

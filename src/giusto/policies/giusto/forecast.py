@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from giusto.core.events import Stepped
+from giusto.core.plan import StepOutcome
 from giusto.core.request import RequestView
 from giusto.core.slo import LATE_TOKENS_PER, Program, due
 from giusto.policies.giusto.cost import Cost
@@ -26,7 +27,7 @@ class Forecast:
     """Length bounds and outlooks, turned into instants.
 
     `level` is the chance of the bounds on lengths; `pace` is the seconds that a step takes lately,
-    0 before the first.
+    0 before the first; `stride` the tokens that a decode gets of a step, 1 without speculation.
     """
 
     def __init__(self, lengths: LengthPredictor, programs: ProgramMatcher, level: float) -> None:
@@ -34,15 +35,23 @@ class Forecast:
         self.level = level
         self._programs = programs
         self.pace = 0.0
+        self.stride = 1.0
 
     def observe(self, event: object) -> None:
         if isinstance(event, Stepped):
-            took = event.outcome.ended - event.outcome.started
+            outcome = event.outcome
+            took = outcome.ended - outcome.started
             self.pace += (RATE if self.pace else 1.0) * (took - self.pace)
+            if outcome.shape.decode_seqs:
+                self.stride += RATE * (_mean_yield(outcome) - self.stride)
 
     def remaining(self, request: RequestView) -> float:
         """Output tokens to come, a bound."""
         return self.lengths.remaining(request, self.level)
+
+    def steps(self, request: RequestView) -> float:
+        """Steps to come in which it decodes, a bound."""
+        return self.remaining(request) / self.stride
 
     def is_lost(self, request: RequestView) -> bool:
         """Demoted, or a stream with more late tokens than its likely length forgives."""
@@ -70,5 +79,14 @@ class Forecast:
         if not isinstance(request.slo, Program):
             return Ahead(1.0, 0.0)
         outlook = self._programs.outlook(request)
-        work = outlook.prompt_tokens * cost.per_prefill + outlook.output_tokens * cost.per_decode
+        steps = outlook.output_tokens / self.stride
+        work = outlook.prompt_tokens * cost.per_prefill + steps * cost.per_decode
         return Ahead(1.0 + outlook.calls, work)
+
+
+def _mean_yield(outcome: StepOutcome) -> float:
+    """Tokens per request that got any."""
+    if not outcome.shape.nodes:
+        return 1.0
+    counts = [len(made.tokens) for made in outcome.yields.values() if made.tokens]
+    return sum(counts) / len(counts) if counts else 1.0

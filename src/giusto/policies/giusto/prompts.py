@@ -88,7 +88,7 @@ class Prompts:
             need = needs.get(request.service_class)
             if need is None:
                 is_stream = isinstance(request.slo, Streaming)
-                left = 0.0 if is_stream else self.forecast.remaining(request)
+                left = 0.0 if is_stream else self.forecast.steps(request)
                 need = needs[request.service_class] = left * cost.base
             if now + need <= when:
                 yield when, index
@@ -112,11 +112,11 @@ class Prompts:
         if missed or math.isinf(when) or forecast.is_lost(request):
             return None
         work = max(1, num_uncached(request, view)) * cost.per_prefill
-        left = forecast.remaining(request)
+        left = forecast.steps(request)
         calls, later = forecast.ahead(request, cost)
         extra = 0.0
         if isinstance(request.slo, Streaming):
-            rate = 1 / request.slo.tpot if request.slo.tpot else 0.0
+            rate = 1 / (request.slo.tpot * forecast.stride) if request.slo.tpot else 0.0
         else:
             when = forecast.call_due(request)
             # The pace of streams if there is time for it, else what its prompt leaves.
