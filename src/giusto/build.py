@@ -136,7 +136,8 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
         Random(settings.seed),
         learners,
     )
-    made.speculator = speculation and speculation.speculator(latency)
+    if speculation is not None:
+        made.speculator = speculation.speculator(latency)
     ready = {
         "name": _public_name(settings.model),
         "folder": str(model.folder),
@@ -232,7 +233,7 @@ def _replica(
     lengths = predictor(settings.lengths, truth)
     feed = _virtual_forest(kernel) if settings.lengths == "forest" else None
     host_blocks = settings.host_blocks
-    mode = modes.mode(settings.speculation, Control(**profile.control))
+    mode = modes.mode(settings.speculation, _control(profile))
     caps = Caps(
         swap=host_blocks > 0,
         token_trees=mode is not None,
@@ -266,11 +267,19 @@ def _replica(
         speed=settings.speed,
         link=settings.link,
     )
-    executor.speculation = mode and _speculation(mode, settings, believed)
+    if mode is not None:
+        executor.speculation = _speculation(mode, settings, believed)
     gap = profile.gap / settings.speed
     replica = Replica(index, kernel, made, executor, believed, gap=gap)
     replica.feed = feed
     return replica
+
+
+def _control(profile: Profile) -> Control:
+    try:
+        return Control(**profile.control)
+    except ValueError as error:
+        raise ConfigError(f"profile {profile.name}, control: {error}") from None
 
 
 def _speculation(mode: Mode, settings: SimSettings, believed: LatencyModel) -> Speculation:

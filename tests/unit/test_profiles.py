@@ -25,7 +25,7 @@ from giusto.core.latency import (
 from giusto.profiles.fit import Timing, fit_latency, noise, residuals
 from giusto.profiles.form import Latency
 from giusto.profiles.grid import Case, Room, cases
-from giusto.profiles.profile import Profile, Residual, load, names
+from giusto.profiles.profile import DraftQuality, Profile, Residual, load, names
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ["llama-3.1-70b-4xa100", "llama-3.1-8b-a100", "qwen2.5-32b-2xa100", "smollm2-135m-cpu"]
@@ -50,6 +50,8 @@ FULL = replace(
     noise=0.02,
     calibration=0.95,
     residuals={"decode": Residual(9, 0.02, 0.05)},
+    draft={"default": DraftQuality(0.7, 1.0), "code": DraftQuality(0.9, 0.5)},
+    control={"budget": 64, "max_depth": 6},
 )
 
 
@@ -108,7 +110,7 @@ def test_keys_carry_their_unit(tmp_path: Path) -> None:
     SMALL.write(tmp_path / "small.json")
     full = json.loads((tmp_path / "full.json").read_text())
     small = json.loads((tmp_path / "small.json").read_text())
-    optional = {"swap_bytes_per_s", "slo_unit_s", "calibration_s", "residuals"}
+    optional = {"swap_bytes_per_s", "slo_unit_s", "calibration_s", "residuals", "draft", "control"}
     assert full.keys() - small.keys() == optional
     assert full["latency"]["coefficients_s"] == {"constant": 0.01, "decode_seqs": 0.0008}
 
@@ -163,6 +165,15 @@ def test_keys_carry_their_unit(tmp_path: Path) -> None:
             {"residuals": {"decode": {"count": 3, "median": 0, "p90": 0, "p99": 0}}},
             "residuals.decode.p99 is unknown, did you mean p90",
         ),
+        (
+            {"draft": {"chat": {"level": 0.5, "spread": 1}}},
+            "draft must say what holds for classes that it does not name: default",
+        ),
+        (
+            {"draft": {"default": {"level": 1.5, "spread": 1}}},
+            "level must lie between 0 and 1, got 1.5",
+        ),
+        ({"control": {"budgt": 3}}, "control.budgt is unknown, did you mean budget"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:

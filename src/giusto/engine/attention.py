@@ -40,10 +40,10 @@ class _Decodes:
 
 
 class _Single(NamedTuple):
-    """A sequence for such a group: tokens that it reads, its index, first row and queries."""
+    """A sequence for such a group: tokens that it reads, its number, first row and queries."""
 
     length: int
-    index: int
+    number: int
     row: int
     queries: int
 
@@ -246,15 +246,15 @@ def _trees(
     hidden = (places > roots)[:, None, :].expand(-1, queries, -1).clone()
     if window is not None:
         hidden |= places[:, None, :] <= (batch.positions[rows] - window)[:, :, None]
-    for number, single in enumerate(members):
-        tree = batch.trees.get(single.index)
+    for place, single in enumerate(members):
+        tree = batch.trees.get(single.number)
         if tree is not None:
             sees = tree.to(device)
             if window is not None:
                 own = batch.positions[single.row : single.row + single.queries]
                 sees = sees & (own > own[:, None] - window)
             root = single.length - single.queries
-            hidden[number, : single.queries, root : single.length] = ~sees
+            hidden[place, : single.queries, root : single.length] = ~sees
     mask = _additive(hidden, dtype)[:, None, None].expand(-1, 1, group, -1, -1).flatten(2, 3)
     slots = _padded_slots(batch, members, places, block_size)
     real = None if bool(is_real.all()) else is_real.view(-1).nonzero().view(-1)
@@ -268,7 +268,7 @@ def _places(batch: BatchTensors, members: Sequence[_Single]) -> tuple[Tensor, Te
     """
     device = batch.slot_mapping.device
     facts = torch.tensor(
-        [(single.length, single.row, batch.context_lens[single.index]) for single in members],
+        [(single.length, single.row, batch.context_lens[single.number]) for single in members],
         device=device,
     )
     lengths, rows, contexts = facts.unsqueeze(2).unbind(1)
@@ -281,8 +281,8 @@ def _padded_slots(
 ) -> Tensor:
     """Slots [n * longest]; padding repeats a sequence's own last token: a masked column never reads
     what others wrote."""
-    last = [[batch.context_lens[single.index] - 1] for single in members]
-    indices = torch.tensor([single.index for single in members], device=places.device)
+    last = [[batch.context_lens[single.number] - 1] for single in members]
+    indices = torch.tensor([single.number for single in members], device=places.device)
     positions = torch.minimum(places, torch.tensor(last, device=places.device))
     tables = batch.block_tables.index_select(0, indices)
     return _slots(tables, positions, block_size).view(-1)

@@ -137,6 +137,9 @@ class Profile:
 
 _COUNTS = ("block_size", "num_blocks", "bytes_per_block", "max_num_batched_tokens", "max_num_seqs")
 
+#: AdaServe's constants, as `spec.wishes.Control` names them.
+_CONTROL = ("budget", "draft_budget", "max_depth", "min_depth", "max_width")
+
 #: Optional quantities, and their keys in the file.
 _QUANTITIES = {
     "swap_bandwidth": "swap_bytes_per_s",
@@ -227,7 +230,11 @@ def _draft(row: Fields | None) -> dict[str, DraftQuality]:
 
 
 def _control(row: Fields | None) -> dict[str, int]:
-    return {} if row is None else {name: row.count(name) for name in row.keys}
+    if row is None:
+        return {}
+    control = {name: row.count(name) for name in _CONTROL if name in row.keys}
+    row.finish()
+    return control
 
 
 def _to_json(profile: Profile) -> dict[str, object]:

@@ -132,9 +132,7 @@ class GuessDrafter:
         guesses, spec = self._guesses, ask.spec
         quality = guesses.quality(ask.service_class)
         tree = TokenTree()
-        tips: list[Tip] = [
-            (1.0, ROOT, guesses.key(ask.request_id, ask.position), ask.position)
-        ]
+        tips: list[Tip] = [(1.0, ROOT, guesses.key(ask.request_id, ask.position), ask.position)]
         for level in range(ask.depth):
             width = self._branching[level] if self._branching else spec.width
             found: list[_Candidate] = []

@@ -23,9 +23,9 @@ class SimSettings:
     whether they are told what history says of programs; speculation: how tokens are guessed ahead,
     a name of `spec.modes`, where the profile has a draft; model_error: the policy's model of step
     times starts wrong by up to this share, drawn per replica, and learns; noise: standard deviation
-    of the log of true step times; speed: of the machine beside the one that was profiled; swap_space:
-    GiB of host memory that each replica may swap preempted requests to, None recomputes them;
-    overlap: share of a step's computation during which swapped blocks move unnoticed.
+    of the log of true step times; speed: of the machine beside the one that was profiled;
+    swap_space: GiB of host memory that each replica may swap preempted requests to, None recomputes
+    them; overlap: share of a step's computation during which swapped blocks move unnoticed.
     """
 
     profile: Profile

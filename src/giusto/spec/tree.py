@@ -87,12 +87,13 @@ class TokenTree:
         Only children of nodes that were right are judged; of the others nothing is known.
         """
         siblings: dict[int, list[int]] = {}
-        for node, parent in enumerate(self.parents):
-            siblings.setdefault(parent, []).append(node)
-        node: int | None = ROOT
+        for child, parent in enumerate(self.parents):
+            siblings.setdefault(parent, []).append(child)
+        node = ROOT
         for token in drawn:
-            if node is None:
-                return
             for child in siblings.get(node, ()):
                 yield child, self.tokens[child] == token
-            node = self.child(node, token)
+            found = self.child(node, token)
+            if found is None:
+                return
+            node = found
