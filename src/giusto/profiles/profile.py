@@ -233,7 +233,7 @@ def _control(row: Fields | None) -> dict[str, int]:
     if row is None:
         return {}
     control = {name: row.count(name) for name in _CONTROL if name in row.keys}
-    row.finish()
+    row.finish(_CONTROL)
     return control
 
 
