@@ -33,6 +33,8 @@ from rich.table import Table
 
 from giusto import build
 from giusto.core.events import Event, Stepped
+from giusto.core.slo import is_adaserve_attained
+from giusto.metrics.records import Record
 from giusto.profiles.profile import DraftQuality, load
 from giusto.sim.cluster import Cluster
 from giusto.sim.load import Load
@@ -128,9 +130,14 @@ class Cell:
 
     def run(self) -> Outcome:
         count = Count()
+        kept: list[Record] = []
 
         def make(settings: SimSettings, entries: Sequence[Entry], sink: Sink) -> Cluster:
-            made = build.cluster(settings, entries, sink)
+            def tap(records: tuple[Record, ...]) -> None:
+                kept.extend(records)
+                sink(records)
+
+            made = build.cluster(settings, entries, tap)
             for replica in made.replicas:
                 replica.scheduler.subscribe(count.observe)
             return made
@@ -142,10 +149,21 @@ class Cell:
         return Outcome(
             100 * found["adaserve_attainment"],
             count.tokens / max(1, count.steps),
-            found["slo_token_goodput"],
+            _goodput(kept),
             (latencies["ttft_ms"][95] or float("inf")) / 1000,
             (latencies["e2el_ms"][95] or float("inf")) / 1000,
         )
+
+
+def _goodput(records: Sequence[Record]) -> float:
+    """Tokens per second of requests that kept their mean TPOT, over the whole run."""
+    tokens = sum(
+        len(record.token_times)
+        for record in records
+        if is_adaserve_attained(record.slo, record.delivery)
+    )
+    ended = max(record.token_times[-1] for record in records if record.token_times)
+    return tokens / (ended - min(record.arrival for record in records))
 
 
 def fit(pool: Any, models: Sequence[str], console: Console) -> dict[str, DraftQuality]:
