@@ -47,16 +47,25 @@ class Answer:
 
 
 class RecordingSampler(Sampler):
-    """A sampler that keeps the logits of each draw until they are taken."""
+    """A sampler that keeps the logits of each draw until they are taken, unless it is told not to.
 
-    def __init__(self, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+    It then draws one by one what could be drawn at a glance.
+    """
+
+    def __init__(
+        self, vocab_size: int, eos_token_ids: Sequence[int], *, is_recording: bool = True
+    ) -> None:
         super().__init__(vocab_size, eos_token_ids)
+        self.is_recording = is_recording
         self._drawn: dict[str, list[Tensor]] = {}
+
+    def is_plain(self, request: Request) -> bool:
+        return not self.is_recording and super().is_plain(request)
 
     def draw(
         self, requests: Sequence[Request], logits: Tensor, paths: Sequence[TokenPath] | None = None
     ) -> list[Draw]:
-        for request, row in zip(requests, logits, strict=True):
+        for request, row in zip(requests, logits, strict=True) if self.is_recording else ():
             self._drawn.setdefault(request.id, []).append(row.clone())
         return super().draw(requests, logits, paths)
 
@@ -83,7 +92,11 @@ class TinyEngine:
         for layer in kv.layers:
             layer.keys.fill_(float("nan"))
             layer.values.fill_(float("nan"))
-        self.sampler = RecordingSampler(model.config.vocab_size, model.eos_token_ids)
+        self.sampler = RecordingSampler(
+            model.config.vocab_size,
+            model.eos_token_ids,
+            is_recording=self.settings.speculation == "off",
+        )
         runner = ModelRunner(model.decoder, kv, self.sampler, Tokenizer(model.folder))
         latency = LinearLatency(LATENCY)
         self.scheduler = build.scheduler(self.settings, latency, num_blocks)

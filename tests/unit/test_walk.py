@@ -146,6 +146,38 @@ def test_a_walk_draws_what_would_be_drawn_without_a_tree():
         assert len(way.tokens) == len(way.nodes) + 1
 
 
+def test_at_a_glance_or_level_by_level_is_the_same():
+    """Plain greedy requests are drawn all rows at once, and as they are beside others."""
+    logits = torch.randn(5 * 40, VOCAB, generator=torch.Generator().manual_seed(9))
+    plain = [request(seed, temperature=0.0) for seed in range(40)]
+    sampler = Sampler(VOCAB, EOS)
+    alone = walk(heads_of(plain, 5), logits.clone(), sampler, lambda *_: False)
+    plain[0].sampling = replace(plain[0].sampling, logit_bias=((7, 0.0),))
+    beside = walk(heads_of(plain, 5), logits.clone(), sampler, lambda *_: False)
+    assert [way.tokens for way in alone] == [way.tokens for way in beside]
+    assert [way.nodes for way in alone] == [way.nodes for way in beside]
+    assert any(way.nodes for way in alone)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": 0.7},
+        {"logprobs": 1},
+        {"min_tokens": 2},
+        {"logit_bias": ((1, 1.0),)},
+        {"frequency_penalty": 0.1},
+    ],
+)
+def test_what_asks_for_more_is_not_drawn_at_a_glance(params):
+    """Each option that shapes a draw, or tells more of it, takes the long way."""
+    sampler = Sampler(VOCAB, EOS)
+    assert sampler.is_plain(request(0, temperature=0.0))
+    assert not sampler.is_plain(request(0, **{"temperature": 0.0} | params))
+    masked = Sampler(VOCAB, EOS, lambda *_: (1, 2))
+    assert not masked.is_plain(request(0, temperature=0.0))
+
+
 def test_a_greedy_walk_follows_the_likeliest():
     """Without temperature the walk goes down as long as the likeliest token is a candidate."""
     logits = torch.zeros(5, VOCAB)

@@ -62,6 +62,18 @@ class Sampler:
         """Drop what is remembered of a request that has ended."""
         self._counts.pop(request_id, None)
 
+    def is_plain(self, request: Request) -> bool:
+        """Whether its next token is the likeliest one, and nothing else is asked for."""
+        params = request.sampling
+        return (
+            params.temperature < GREEDY_BELOW
+            and self.mask is None
+            and params.logprobs is None
+            and not params.logit_bias
+            and not _has_penalties(params)
+            and request.num_output_tokens >= params.min_tokens
+        )
+
     @torch.inference_mode()
     def draw(
         self, requests: Sequence[Request], logits: Tensor, paths: Sequence[TokenPath] | None = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from giusto.core.request import FinishReason, Request
@@ -65,6 +66,16 @@ def walk(heads: Sequence[Head], logits: Tensor, sampler: Sampler, is_last: IsLas
     in this step.
     """
     walks = [Walk(head) for head in heads]
+    if all(sampler.is_plain(head.request) for head in heads):
+        # What is likeliest depends on no path: one look at all rows instead of one per level.
+        tokens = torch.argmax(logits, dim=-1).tolist()
+        for way in walks:
+            going_on = True
+            while going_on:
+                token = tokens[way.row]
+                is_end = is_last(way.head.request, token, len(way.draws))
+                going_on = way.take(Draw(token), is_end)
+        return walks
     going = walks
     while going:
         rows = [way.row for way in going]
