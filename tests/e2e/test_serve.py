@@ -76,6 +76,31 @@ def test_the_example_runs(default_server):
         assert f"  {name}: {{" in done.stdout
 
 
+def test_speculation_answers_rightly_and_tells_what_it_saved(default_server):
+    """The default model with `--speculation giusto`: right answers, and what it saved is told."""
+    text = "Repeat this list three times: apple, pear, plum, cherry, apple, pear, plum, cherry."
+    repeat = [{"role": "user", "content": text}]
+    with served("--speculation", "giusto") as server:
+        assert server.get("/version").json()["speculation"] == "giusto"
+        for messages, limit in ((FRANCE, 24), (repeat, 96)):
+            body = {"messages": messages, "max_tokens": limit, "temperature": 0}
+            mine, plain = (
+                s.post("/v1/chat/completions", json=body).json() for s in (server, default_server)
+            )
+            if messages is FRANCE:
+                assert "Paris" in mine["choices"][0]["message"]["content"]
+            assert plain["slo"]["accepted_draft_tokens"] == 0
+        accepted = mine["slo"]["accepted_draft_tokens"]
+        assert 0 < accepted < mine["usage"]["completion_tokens"]
+        page = server.get("/metrics").text
+        told = [
+            line for line in page.splitlines() if line.startswith("giusto_accepted_tokens_total{")
+        ]
+        assert sum(float(line.split()[-1]) for line in told) >= accepted
+        assert "giusto_step_part_seconds_total{model_name" in page
+        assert server.get("/health").json() == {"status": "ok"}
+
+
 # Life and death, on a tiny model
 
 
