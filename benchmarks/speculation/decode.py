@@ -33,6 +33,7 @@ from giusto.core.request import SamplingParams, Submission
 from giusto.engine.engine import Engine
 from giusto.engine.launch import adopt_environment
 from giusto.engine.settings import EngineSettings
+from giusto.spec import modes
 
 CLASSES = ("chat", "code", "math", "summarize")
 DATA = Path(os.environ.get("GIUSTO_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -73,18 +74,20 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=0, help="leave out the first prompts")
     given = parser.parse_args()
     adopt_environment()
-    modes = given.mode or ["off", "ngram", "suffix", "giusto"]
-    engines = {mode: open_engine(mode) for mode in modes}
+    names = given.mode or ["off", "ngram", "suffix", "giusto"]
+    engines = {mode: open_engine(mode) for mode in names}
     sampling = SamplingParams(
         max_tokens=given.tokens, temperature=given.temperature, ignore_eos=True, seed=1
     )
     for batch in map(int, given.batch.split(",")):
-        groups = list(grouped(engines[modes[0]], batch, given.prompts, given.skip))
+        for mode, engine in engines.items():
+            forget_answers(engine, mode)
+        groups = list(grouped(engines[names[0]], batch, given.prompts, given.skip))
         found: dict[str, list[Figures]] = defaultdict(list)
         for number, group in enumerate(track(groups, f"batch {batch}")):
-            for mode in modes:
+            for mode in names:
                 found[mode].append(run(engines[mode], group, sampling, f"{batch}.{number}"))
-        show(f"batch {batch}, {given.tokens} tokens", modes, groups, found)
+        show(f"batch {batch}, {given.tokens} tokens", names, groups, found)
 
 
 def open_engine(mode: str) -> Engine:
@@ -93,6 +96,12 @@ def open_engine(mode: str) -> Engine:
     )
     engine, _ = build.engine(settings, WallClock())
     return engine
+
+
+def forget_answers(engine: Engine, mode: str) -> None:
+    """Let a drafter begin anew: prompts come again with another batch size."""
+    made = modes.mode(mode)
+    engine.speculator = None if made is None else made.speculator(engine.latency)
 
 
 def grouped(engine: Engine, batch: int, count: int, skip: int) -> Iterator[Group]:

@@ -120,11 +120,8 @@ def test_accepted_paths_are_what_decoding_would_give(family: Family):
     submit_all(engine)
     engine.run()
     assert_same(family, engine, known)
-    longest = max(len(tokens) for tokens in known.values())
     num_tokens = sum(len(answer.tokens) for answer in engine.answers.values())
-    assert engine.num_accepted > num_tokens / 2 or longest < 8
-    for layer in engine.engine.runner.kv.layers:
-        assert layer.keys.isfinite().any()
+    assert engine.num_accepted > num_tokens / 2
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -277,7 +277,7 @@ def _weights(
             )
         try:
             values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # the library's word for a type it cannot unpack
             raise ModelError(
                 f"{path} stores {tensor.name} as {tensor.tensor_type.name}, which the gguf library "
                 "does not unpack; use another quantisation of the model."

@@ -90,7 +90,7 @@ class SimExecutor:
         if plan.node_budget and self.speculation is not None:
             shape = self._speculate(plan, requests, yields, shape)
         seconds = self._latency.step_time(shape) / self._speed
-        drafted = seconds - self._latency.step_time(_undrafted(shape)) / self._speed
+        drafted = self._draft_time(shape, seconds) if shape.draft_steps else 0.0
         if self._noise:
             seconds *= math.exp(self._rng.gauss(0.0, self._noise))
         waited = self._link.wait(swapped, seconds) if self._link else 0.0
@@ -134,6 +134,11 @@ class SimExecutor:
             draft_steps=depth,
             draft_tokens=sum(map(len, drafts.values())),
         )
+
+    def _draft_time(self, shape: BatchShape, seconds: float) -> float:
+        """Which part of a step that takes `seconds` is drafting."""
+        undrafted = replace(shape, draft_steps=0, draft_tokens=0)
+        return seconds - self._latency.step_time(undrafted) / self._speed
 
     def _walk(self, request: Request, tree: TokenTree) -> list[int]:
         """Which of the draft's choices the target's tokens are, as far as the tree has them."""
@@ -188,7 +193,3 @@ class _Answer:
 
 
 _NO_TREE = TokenTree()
-
-
-def _undrafted(shape: BatchShape) -> BatchShape:
-    return replace(shape, draft_steps=0, draft_tokens=0) if shape.draft_steps else shape

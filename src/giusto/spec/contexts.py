@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from giusto.spec.drafter import Ask
+
 #: Followers of one run that are remembered; a run with more tells nothing.
 _MOST_FOLLOWERS = 16
 #: A single follower is kept as one integer, token and count: most runs have no other.
@@ -74,3 +76,32 @@ class Contexts:
             if len(known) > _MOST_FOLLOWERS:
                 del known[next(iter(known))]
             young[key] = known
+
+
+class Recollection:
+    """Runs of each request, prompt and answer, and of what all were answered.
+
+    An answer is shared unless its request is private; prompts never are.
+    """
+
+    def __init__(self, longest: int, shared_runs: int) -> None:
+        self.longest = longest
+        self._shared = Contexts(longest, shared_runs)
+        self._own: dict[str, Contexts] = {}
+        self._num_learned: dict[str, int] = {}
+
+    def sources(self, ask: Ask) -> list[tuple[str, Contexts]]:
+        """Where a request may look things up, by name, its own first; learns its new tokens."""
+        own = self._own.setdefault(ask.request_id, Contexts(self.longest))
+        tokens, start = ask.tokens, self._num_learned.get(ask.request_id, 0)
+        if start < len(tokens):
+            own.learn(tokens, start)
+            self._num_learned[ask.request_id] = len(tokens)
+            if start and not ask.is_private:
+                before = max(0, start - self.longest)
+                self._shared.learn(tokens[before:], start - before)
+        return [("own", own)] if ask.is_private else [("own", own), ("shared", self._shared)]
+
+    def forget(self, request_id: str) -> None:
+        self._own.pop(request_id, None)
+        self._num_learned.pop(request_id, None)

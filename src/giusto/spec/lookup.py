@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 from typing import NamedTuple
 
 from giusto.spec.acceptance import Acceptance
-from giusto.spec.contexts import Contexts
+from giusto.spec.contexts import Contexts, Recollection
 from giusto.spec.drafter import Ask
 from giusto.spec.tree import ROOT, TokenTree
 
@@ -35,16 +35,6 @@ class Candidate(NamedTuple):
     kind: Hashable
 
 
-class _Own:
-    """The runs of one request, and how many of its tokens are in them."""
-
-    __slots__ = ("contexts", "num_learned")
-
-    def __init__(self, longest: int) -> None:
-        self.contexts = Contexts(longest)
-        self.num_learned = 0
-
-
 class LookupDrafter:
     """A tree of what followed before, the likeliest paths first, chances calibrated as they are
     verified.
@@ -54,9 +44,7 @@ class LookupDrafter:
     """
 
     def __init__(self, longest: int = LONGEST) -> None:
-        self._longest = longest
-        self._shared = Contexts(longest, SHARED_RUNS)
-        self._own: dict[str, _Own] = {}
+        self._memory = Recollection(longest, SHARED_RUNS)
         self._acceptance = Acceptance()
 
     def draft(self, asks: Sequence[Ask]) -> list[TokenTree]:
@@ -66,18 +54,18 @@ class LookupDrafter:
         self._acceptance.learn(tree, drawn)
 
     def forget(self, request_id: str) -> None:
-        self._own.pop(request_id, None)
+        self._memory.forget(request_id)
 
     def _grow(self, ask: Ask) -> TokenTree:
         """Best first: the node added next is always the likeliest that is left."""
-        own = self._catch_up(ask)
-        sources = [("own", own)] if ask.is_private else [("own", own), ("shared", self._shared)]
+        sources = self._memory.sources(ask)
         tree = TokenTree()
         depth, width, most = ask.depth, ask.spec.width, ask.spec.max_nodes
         least = max(LEAST_CHANCE, ask.spec.least)
         if depth < 1 or most < 1:
             return tree
-        start = tuple(ask.tokens[-self._longest :])
+        longest = self._memory.longest
+        start = tuple(ask.tokens[-longest:])
         ahead: list[tuple[float, int, int, tuple[int, ...], Candidate]] = []
         order = 0
 
@@ -93,22 +81,8 @@ class LookupDrafter:
             _, _, parent, tail, (token, chance, kind) = heappop(ahead)
             node = tree.add(parent, token, chance, kind)
             if tree.depths[node] < depth:
-                push(node, tree.chances[node], (*tail, token)[-self._longest :])
+                push(node, tree.chances[node], (*tail, token)[-longest:])
         return tree
-
-    def _catch_up(self, ask: Ask) -> Contexts:
-        """Learn the tokens that became known since the last ask."""
-        own = self._own.get(ask.request_id)
-        if own is None:
-            own = self._own[ask.request_id] = _Own(self._longest)
-        tokens, start = ask.tokens, own.num_learned
-        if start < len(tokens):
-            own.contexts.learn(tokens, start)
-            own.num_learned = len(tokens)
-            if start and not ask.is_private:
-                before = max(0, start - self._longest)
-                self._shared.learn(tokens[before:], start - before)
-        return own.contexts
 
     def _candidates(
         self, sources: Sequence[tuple[str, Contexts]], tail: Sequence[int], width: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from heapq import heappop, heappush
 
-from giusto.spec.contexts import Contexts
+from giusto.spec.contexts import Contexts, Recollection
 from giusto.spec.drafter import Ask
 from giusto.spec.tree import ROOT, TokenTree
 
@@ -26,8 +26,7 @@ class SuffixDrafter:
     """Trees by frequency; all of their nodes are to be verified."""
 
     def __init__(self) -> None:
-        self._shared = Contexts(LONGEST, SHARED_RUNS)
-        self._own: dict[str, tuple[Contexts, int]] = {}
+        self._memory = Recollection(LONGEST, SHARED_RUNS)
 
     def draft(self, asks: Sequence[Ask]) -> list[TokenTree]:
         return [self._best(ask) for ask in asks]
@@ -36,23 +35,12 @@ class SuffixDrafter:
         """Nothing to learn: the next ask brings the tokens."""
 
     def forget(self, request_id: str) -> None:
-        self._own.pop(request_id, None)
+        self._memory.forget(request_id)
 
     def _best(self, ask: Ask) -> TokenTree:
         """Of the trees from own and shared memory the one that promises more tokens."""
-        own = self._catch_up(ask)
-        sources = [own] if ask.is_private else [own, self._shared]
-        return max((_grow(contexts, ask) for contexts in sources), key=lambda t: sum(t.chances))
-
-    def _catch_up(self, ask: Ask) -> Contexts:
-        own, start = self._own.get(ask.request_id) or (Contexts(LONGEST), 0)
-        if start < len(ask.tokens):
-            own.learn(ask.tokens, start)
-            self._own[ask.request_id] = own, len(ask.tokens)
-            if start and not ask.is_private:
-                before = max(0, start - LONGEST)
-                self._shared.learn(ask.tokens[before:], start - before)
-        return own
+        grown = (_grow(contexts, ask) for _, contexts in self._memory.sources(ask))
+        return max(grown, key=lambda tree: sum(tree.chances))
 
 
 def _grow(contexts: Contexts, ask: Ask) -> TokenTree:
