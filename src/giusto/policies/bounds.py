@@ -26,6 +26,11 @@ class MeanLengths:
             mean = self._num_tokens / self._num_answers
         return max(1.0, mean - request.num_output_tokens)
 
+    @property
+    def mean(self) -> float:
+        """Tokens of an answer; 0 before the first."""
+        return self._num_tokens / self._num_answers if self._num_answers else 0.0
+
     def observe(self, event: object) -> None:
         if (ended := self._endings.of(event)) is not None:
             self._num_tokens += ended.num_output_tokens

@@ -28,6 +28,7 @@ from giusto.policies.base import Dependencies, with_floor
 from giusto.policies.giusto.choice import Job, Supply, choose
 from giusto.policies.giusto.cost import Cost
 from giusto.policies.giusto.decodes import SPARE_SLOTS, Batch, Decodes
+from giusto.policies.giusto.demand import Demand
 from giusto.policies.giusto.forecast import Forecast
 from giusto.policies.giusto.parameters import Parameters
 from giusto.policies.giusto.prompts import Prompts, num_uncached, others
@@ -47,7 +48,9 @@ class Giusto:
         self._decodes = Decodes(self.forecast, parameters)
         self._prompts = Prompts(self.forecast, parameters)
         self._shedding = Shedding(deps.latency)
+        self._demand = Demand()
         self._ttfts: dict[str, float] = {}
+        self._tpots: dict[str, float] = {}
         self._has_promises = False
 
     # Learning
@@ -56,11 +59,14 @@ class Giusto:
         self.forecast.observe(event)
         self._prompts.observe(event)
         self._shedding.observe(event)
+        self._demand.observe(event)
         if isinstance(event, Arrived):
             slo = event.request.slo
             self._has_promises |= not isinstance(slo, BestEffort)
-            if isinstance(slo, Streaming) and slo.ttft is not None:
-                self._ttfts[event.request.service_class] = slo.ttft
+            if isinstance(slo, Streaming):
+                for known, target in ((self._ttfts, slo.ttft), (self._tpots, slo.tpot)):
+                    if target is not None:
+                        known[event.request.service_class] = target
 
     # Deciding
 
@@ -180,12 +186,14 @@ class Giusto:
     def _step(self, view: View) -> Step:
         """What the residents need of a step, and how long it may last for others."""
         cost = Cost.of(self.latency, view.running)
-        batch = self._decodes.part(view, cost)
+        keep_up = self._keep_up(cost, view.now)
+        batch = self._decodes.part(view, cost, keep_up)
         limit = view.limits.max_num_batched_tokens
         base = cost.step_time(len(batch.kept))
         full = cost.step_time(len(batch.kept), limit)
         most = min(full, self._step_time(batch, base, self.parameters.headroom))
-        some = min(most, self._step_time(batch, base, self.parameters.spare), batch.pace)
+        some = min(self._step_time(batch, base, self.parameters.spare), batch.pace)
+        some = min(most, max(some, keep_up))
         return Step(cost, batch, base, most, some, limit, view.caps.pause)
 
     def _choose(self, view: View, step: Step) -> tuple[list[Job], list[Job]]:
@@ -194,6 +202,11 @@ class Giusto:
         first = cost.prompt_tokens(len(batch.kept), step.most, step.limit) * cost.per_prefill
         jobs = self._prompts.jobs(view, batch, share, cost)
         return choose(jobs, view.now, Supply(step.most, first, share))
+
+    def _keep_up(self, cost: Cost, now: float) -> float:
+        """Seconds that no deadline may make steps shorter than; 0 where streams bear no more."""
+        longest = self.parameters.keep_up * min(self._tpots.values(), default=0.0)
+        return self._demand.pace(cost, self.forecast.stride, longest, now) if longest else 0.0
 
     def _step_time(self, batch: Batch, base: float, share: float) -> float:
         """How long a step may last that spends `share` of the tightest slack."""

@@ -29,7 +29,8 @@ class Batch:
     step; rest: decodes without a promise that could be kept, the most hopeful first. slack:
     seconds until the tightest stream's next token is due; pace: seconds that a step may last for
     the tightest deadline, tightest for the tightest stream; rate: decodes a second that all of
-    them need; num_timed: how many of them have deadlines.
+    them need; num_timed: how many of them have deadlines; keep_up: seconds that no deadline may
+    make steps shorter than.
     """
 
     kept: list[str] = field(default_factory=list)
@@ -41,6 +42,7 @@ class Batch:
     tightest: float = math.inf
     rate: float = 0.0
     num_timed: int = 0
+    keep_up: float = 0.0
 
     def share_left(self, cost: Cost, most: int) -> float:
         """Seconds of prefill a second, by its price, that decoding the kept at their pace leaves.
@@ -61,8 +63,8 @@ class Decodes:
         self.forecast = forecast
         self._parameters = parameters
 
-    def part(self, view: View, cost: Cost) -> Batch:
-        now, forecast, batch = view.now, self.forecast, Batch()
+    def part(self, view: View, cost: Cost, keep_up: float = 0.0) -> Batch:
+        now, forecast, batch = view.now, self.forecast, Batch(keep_up=keep_up)
         streams: list[tuple[float, str]] = []
         timed: list[RequestView] = []
         rest: list[tuple[float, float, str]] = []
@@ -110,6 +112,7 @@ class Decodes:
         """Those that can still be kept, with their slack; the others go to the rest."""
         forecast, kept = self.forecast, []
         fastest = self._fastest(view, cost, len(timed), num_decodes, batch.rate)
+        fastest = max(fastest, batch.keep_up)
         for request in timed:
             span = forecast.call_due(request) - view.now
             left = forecast.steps(request)

@@ -17,7 +17,9 @@ class Parameters:
     share of slots and blocks that only promises may take; patience: a stream is paused for the sake
     of deadlines only while it is so many steps ahead; level: chance of the bounds on lengths that
     deadlines are planned with; program_value: a program is worth so many requests as it has calls
-    to come, to this power; best_effort: share of a step for best effort without an answer.
+    to come, to this power; best_effort: share of a step for best effort without an answer; keep_up:
+    while steps of this share of the tightest TPOT target keep up with what comes in, deadlines may
+    not make them shorter than that takes, 0 for never.
 
     Rules that can be switched off: pauses, streams that are ahead skip steps that deadlines need
     shorter; yields, who has no promise to keep gives its place to one who has. And on: sheds, who
@@ -33,6 +35,7 @@ class Parameters:
     level: float = 0.4
     program_value: float = 0.5
     best_effort: float = 0.05
+    keep_up: float = 0.5
     pauses: bool = True
     yields: bool = True
     sheds: bool = False
@@ -45,7 +48,7 @@ class Parameters:
             raise ValueError(f"level must lie between 0 and 1, got {self.level}")
         if self.window < 1:
             raise ValueError(f"window must be at least 1, got {self.window}")
-        for name in ("program_value", "best_effort"):
+        for name in ("program_value", "best_effort", "keep_up"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if not self.patience >= 1:

@@ -122,7 +122,7 @@ class Prompts:
             # The pace of streams if there is time for it, else what its prompt leaves.
             reach = 2 * cost.base + work / max(share, LEAST_SHARE)
             pace = min(usual, (when - view.now - reach) / (left + MARGIN))
-            if pace < cost.base:
+            if pace < max(cost.base, batch.keep_up):
                 return None
             rate = 1 / pace
             when -= (left + MARGIN) * pace
