@@ -125,11 +125,20 @@ def test_supply_is_what_the_step_leaves_and_then_a_share() -> None:
 
 
 def test_a_prompt_is_cut_where_the_tightest_stream_must_go_on() -> None:
-    """Half of 100 ms of slack: 50 ms, of which 10.5 ms are the stream's own step."""
+    """Half of 100 ms of slack: 50 ms, of which 10.5 ms are the stream's own step; a twentieth more,
+    which nobody else wants."""
     view = view_of(
         running=[stream("s", 0.1)], waiting=[request("p", 300, slo=Streaming(1.0), arrival=NOW)]
     )
-    assert tokens(plan_of(view)) == pytest.approx({"s": 1, "p": 39}, abs=1)
+    assert tokens(plan_of(view)) == pytest.approx({"s": 1, "p": 41}, abs=1)
+
+
+def test_whoever_starves_takes_nothing_from_chosen_prompts() -> None:
+    """It gets a twentieth of what they and the stream take, and the step lasts as much longer."""
+    old = request("old", 300, arrival=NOW - 40)
+    chosen = request("p", 300, slo=Streaming(1.0), arrival=NOW)
+    granted = tokens(plan_of(view_of(running=[stream("s", 0.1)], waiting=[old, chosen])))
+    assert granted == pytest.approx({"s": 1, "p": 39, "old": 2}, abs=1)
 
 
 def test_work_without_a_promise_gets_a_quarter_of_the_slack() -> None:

@@ -43,26 +43,28 @@ class Step:
     can_pause: bool
 
     def spend(self, chosen: Sequence[Job], dropped: Sequence[Job], best_effort: float) -> Spending:
-        """Others share what is spare beside the chosen prompts, and at least a twentieth of the
-        step; of that a share `best_effort` is for best effort without an answer."""
+        """Others share what is spare beside the chosen prompts, and at least a twentieth of what
+        those and the kept take, or, while the machine keeps up, of the longest step that they bear.
+        A share `best_effort` of the step is for best effort without an answer."""
         cost, num_kept, num_rest = self.cost, len(self.batch.kept), len(self.batch.rest)
-        least = FLOOR_SHARE * self.most
         asked = sum(job.work for job in chosen) / cost.per_prefill
         for_chosen = min(round(asked), self._prompt_tokens(num_kept, self.most))
+        promised = cost.step_time(num_kept, for_chosen)
+        least = FLOOR_SHARE * (self.most if self.batch.keep_up else promised)
         if self.can_pause:
-            spare = max(self.some, cost.step_time(num_kept, for_chosen) + least)
+            spare = max(self.some, promised + least)
             num_rest = cost.decodes(spare, num_kept + num_rest, for_chosen) - num_kept
         takes = cost.step_time(num_kept + num_rest)
         free = max(self.some, (1 + FREE_SHARE) * takes)
-        prefill = max(for_chosen, self._prompt_tokens(num_kept + num_rest, free))
-        floor = self._prompt_tokens(num_kept, self.base + least)
+        floor = max(1, self._prompt_tokens(num_kept, self.base + least))
+        prefill = max(for_chosen + floor, self._prompt_tokens(num_kept + num_rest, free))
         owed = self._prompt_tokens(num_kept + num_rest, (1 + best_effort) * takes)
         left = prefill - asked - sum(job.work for job in dropped) / cost.per_prefill
         return Spending(
             num_rest,
             for_chosen,
             prefill,
-            max(1, floor, prefill - for_chosen),
+            prefill - for_chosen,
             owed if left < owed else 0,
         )
 
