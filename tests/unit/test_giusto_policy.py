@@ -183,16 +183,6 @@ def test_a_deadline_without_hope_does_not_hold_the_step() -> None:
     assert tokens(plan_of(view_of(running=[kept], waiting=[prompt])))["p"] < 20
 
 
-def test_best_effort_leaves_slots_to_promises_to_come() -> None:
-    """A quarter of sixteen slots stays free, once there was a promise."""
-    waiting = [request(f"b{i}", 8, arrival=NOW) for i in range(16)]
-    view = view_of(running=[decoding(f"r{i}") for i in range(4)], waiting=waiting)
-    made = policy()
-    assert len(plan_of(view, made).grants) == 16
-    made.observe(Arrived(request("promised", slo=Deadline(1.0)), NOW))
-    assert len(plan_of(view, made).grants) == 12
-
-
 def test_a_prompt_that_costs_nothing_is_not_cut() -> None:
     """Under a model with steps of one length there is nothing to gain by waiting."""
     flat = LinearLatency((0.01, *[0.0] * 8))
@@ -231,36 +221,7 @@ def test_it_stays_sane_on_literal_views(slos: list[SLO], caps: Caps) -> None:
         assert plan.grants
 
 
-# Pausing, yielding, foretelling
-
-
-def ahead_and_tight() -> LiteralView:
-    """Eight streams 100 ms ahead, and a deadline that needs a token each 12 ms: together 14.5."""
-    streams = [stream(f"s{i}", 0.1) for i in range(8)]
-    tight = decoding("d", slo=Deadline(1.0), arrival=NOW + 0.252 - 1.0)
-    return view_of(running=[*streams, tight])
-
-
-def test_streams_that_are_ahead_skip_a_step_that_is_too_long_for_a_deadline() -> None:
-    """As many as make the step short enough, and no more."""
-    granted = tokens(plan_of(ahead_and_tight()))
-    assert granted.pop("d") == 1
-    assert len(granted) == 3
-
-
-@pytest.mark.parametrize("options", [{"pauses": False}, {"patience": 9}])
-def test_nobody_is_paused_without_the_rule_or_too_little_ahead(options: dict[str, object]) -> None:
-    """Switched off, or with more steps asked for than they are ahead, all streams are served."""
-    view = ahead_and_tight()
-    granted = tokens(policy(**options).plan(view))
-    assert {f"s{i}" for i in range(8)} <= granted.keys()
-
-
-def test_a_driver_that_cannot_pause_serves_all() -> None:
-    """What the rule needs is asked of the driver."""
-    view = ahead_and_tight()
-    view.caps = NO_CAPS
-    assert {f"s{i}" for i in range(8)} <= tokens(plan_of(view)).keys()
+# Yielding, foretelling
 
 
 def full_of_missed() -> LiteralView:
@@ -309,23 +270,7 @@ def test_what_fits_into_a_step_is_the_models_to_say() -> None:
     assert cost.prompt_tokens(9, 0.001, 512) == 0
 
 
-# Best effort, tenants, giving up
-
-
-def test_best_effort_has_a_share_of_each_step_until_its_first_token() -> None:
-    """A twentieth of a step of 12 ms, whatever the deadline that holds it asks for."""
-    tight = decoding("d", slo=Deadline(1.0), arrival=NOW + 0.24 - 1.0)
-    asks = [request("p", 300, arrival=NOW), request("q", 300, arrival=NOW)]
-    view = view_of(running=[tight], waiting=asks)
-    made = policy(best_effort=0.2)
-    assert "p" not in tokens(made.plan(view)) or tokens(made.plan(view))["p"] == 1
-    for ask in asks:
-        made.observe(Arrived(ask, NOW))
-    assert tokens(plan_of(view, made)) == {"d": 1, "p": 2}
-    asks[0].first_token = NOW
-    one = StepOutcome(7, NOW, NOW, BatchShape(), {"p": Yield((1,)), "q": Yield()})
-    made.observe(Stepped(one, NOW))
-    assert "q" in tokens(plan_of(view, made))
+# Tenants, giving up
 
 
 def test_a_tenant_above_its_share_is_the_first_to_lose() -> None:
@@ -376,13 +321,12 @@ def test_a_calls_share_of_its_programs_time_is_by_what_is_foretold() -> None:
     assert forecast.call_due(call) == pytest.approx(NOW + 6.0 / 4)
     assert Forecast(Constant(20), Unforeseen(), 0.5).call_due(call) == NOW + 9.0
     cost = Cost(LATENCY, 128, 0.01, 0.0005, 0.001)
-    ahead = forecast.ahead(call, cost)
-    assert (ahead.calls, ahead.work) == (5.0, pytest.approx(90 * 0.0005))
+    assert forecast.later(call, cost) == pytest.approx(90 * 0.0005)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("patience", 0.5), ("program_value", -1), ("level", 1.0), ("best_effort", -1), ("window", 0)],
+    [("level", 1.0), ("keep_up", -1), ("window", 0)],
 )
 def test_other_parameters_are_checked_too(name: str, value: float) -> None:
     """Each names itself."""
@@ -390,7 +334,7 @@ def test_other_parameters_are_checked_too(name: str, value: float) -> None:
         policy(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["headroom", "spare", "blocking", "reserve"])
+@pytest.mark.parametrize("name", ["headroom", "spare", "blocking"])
 @pytest.mark.parametrize("value", [0.0, 1.5])
 def test_parameters_are_checked(name: str, value: float) -> None:
     """Shares lie in (0, 1]."""

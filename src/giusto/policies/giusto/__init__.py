@@ -9,13 +9,13 @@ decodes leave of the time; whoever is missed, hopeless or without a promise gets
 Source: the choice is Moore and Hodgson's rule for the fewest late jobs (1968) with two changes:
 the machine's speed is what decoding leaves, and jobs are dropped by gain density (value per second
 of work to come, after Tempo, arXiv 2504.20068). The time of a program is split over its calls as
-Tempo does, by what history foretells; streams that are ahead skip steps that deadlines need short.
+Tempo does, by what history foretells.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -23,15 +23,15 @@ from typing import Any
 from giusto.core.events import Arrived
 from giusto.core.pack import Budget, PreemptFor, pack
 from giusto.core.plan import Plan, Refusal, View, Want
-from giusto.core.slo import BestEffort, Streaming
+from giusto.core.slo import Streaming
 from giusto.policies.base import Dependencies, with_floor
 from giusto.policies.giusto.choice import Job, Supply, choose
 from giusto.policies.giusto.cost import Cost
-from giusto.policies.giusto.decodes import SPARE_SLOTS, Batch, Decodes
+from giusto.policies.giusto.decodes import Batch, Decodes
 from giusto.policies.giusto.demand import Demand
 from giusto.policies.giusto.forecast import Forecast
 from giusto.policies.giusto.parameters import Parameters
-from giusto.policies.giusto.prompts import Prompts, num_uncached, others
+from giusto.policies.giusto.prompts import Prompts, leftovers, num_uncached
 from giusto.policies.giusto.step import Step
 from giusto.policies.shedding import Shedding, demotions
 
@@ -45,13 +45,12 @@ class Giusto:
         self.parameters = parameters
         self.latency = deps.latency
         self.forecast = Forecast(deps.lengths, deps.programs, parameters.level)
-        self._decodes = Decodes(self.forecast, parameters)
+        self._decodes = Decodes(self.forecast)
         self._prompts = Prompts(self.forecast, parameters)
         self._shedding = Shedding(deps.latency)
         self._demand = Demand()
         self._ttfts: dict[str, float] = {}
         self._tpots: dict[str, float] = {}
-        self._has_promises = False
 
     # Learning
 
@@ -62,7 +61,6 @@ class Giusto:
         self._demand.observe(event)
         if isinstance(event, Arrived):
             slo = event.request.slo
-            self._has_promises |= not isinstance(slo, BestEffort)
             if isinstance(slo, Streaming):
                 for known, target in ((self._ttfts, slo.ttft), (self._tpots, slo.tpot)):
                     if target is not None:
@@ -74,24 +72,18 @@ class Giusto:
         step = self._step(view)
         batch = step.batch
         chosen, dropped = self._choose(view, step)
-        ids = {job.id for job in (*chosen, *dropped)}
         seated, is_short = self._seated(view, batch, chosen)
-        spending = step.spend(chosen, dropped, self.parameters.best_effort)
-        entitled = [] if is_short else self._entitled(view, batch, spending.owed)
-        owed = sum(want.max_tokens or 0 for want in entitled)
+        spending = step.spend(chosen)
         order = chain(
             map(Want, batch.kept),
-            entitled,
             (Want(job.id) for job in seated),
-            (Want(request_id, 0) for request_id in batch.paused),
             map(Want, batch.rest[: spending.num_rest]),
-            () if is_short else self._leftovers(view, batch, ids, dropped),
+            () if is_short else map(Want, leftovers(view, batch, chosen, dropped)),
         )
-        prefill = max(_least(view), spending.prefill, spending.chosen + owed)
         plan = pack(
             with_floor(order, view, max_tokens=spending.floor),
             view,
-            budget=Budget(max_prefill_tokens=prefill),
+            budget=Budget(max_prefill_tokens=max(_least(view), spending.prefill)),
             preempt_for=PreemptFor.ANYBODY if is_short else PreemptFor.RUNNING,
             reject=self._refusals(view) if self.parameters.sheds else (),
         )
@@ -103,28 +95,6 @@ class Giusto:
         gone = {request.id for request in lost}
         staying = (request for request in view.waiting if request.id not in gone)
         return self._shedding.refusals(lost, staying, view)
-
-    def _entitled(self, view: View, batch: Batch, num_tokens: int) -> list[Want]:
-        """Best effort that has no answer yet, up to so many tokens, in order of arrival."""
-        wants: list[Want] = []
-        for request in self._prompts.best_effort(view, batch, SPARE_SLOTS):
-            if num_tokens < 1:
-                break
-            tokens = num_uncached(request, view)
-            wants.append(Want(request.id, min(tokens, num_tokens)))
-            num_tokens -= tokens
-        return wants
-
-    @property
-    def _reserve(self) -> float:
-        return self.parameters.reserve if self._has_promises else 0.0
-
-    def _leftovers(
-        self, view: View, batch: Batch, ids: set[str], dropped: Sequence[Job]
-    ) -> Iterator[Want]:
-        """Prompts of those who have no promise that is worth its time now."""
-        yield from (Want(job.id) for job in dropped)
-        yield from map(Want, others(view, batch, ids, self._reserve))
 
     def _seated(
         self, view: View, batch: Batch, chosen: Sequence[Job]
@@ -164,7 +134,6 @@ class Giusto:
         groups = {
             "decodes to keep in time": batch.kept,
             "prompts to finish in time": [job.id for job in chosen],
-            "streams that are ahead": batch.paused,
             "decodes without a promise": batch.rest,
             "prompts given up for now": [job.id for job in dropped],
         }

@@ -4,37 +4,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from heapq import nlargest
+from itertools import chain
 
 from giusto.core.plan import View
 from giusto.core.request import RequestView
 from giusto.core.slo import Streaming, due, is_missed
 from giusto.policies.giusto.cost import Cost
 from giusto.policies.giusto.forecast import Forecast
-from giusto.policies.giusto.parameters import Parameters
 
 #: Tokens that a deadline is ahead of its schedule, against noise.
 MARGIN = 2
-#: Share of slots below which a stream that is ahead is not paused: it would hold its own longer.
-SPARE_SLOTS = 0.05
-#: In so many rounds step time and who takes part in a step settle on each other, near enough.
-ROUNDS = 4
 
 
 @dataclass(slots=True)
 class Batch:
     """Residents: ids of decodes to serve now and later, what the former need, and prompts.
 
-    kept: promises to keep, the most urgent first; paused: streams that are ahead and skip this
-    step; rest: decodes without a promise that could be kept, the most hopeful first. slack:
-    seconds until the tightest stream's next token is due; pace: seconds that a step may last for
-    the tightest deadline, tightest for the tightest stream; rate: decodes a second that all of
-    them need; num_timed: how many of them have deadlines; keep_up: seconds that no deadline may
-    make steps shorter than.
+    kept: promises to keep, the most urgent first; rest: decodes without a promise that could be
+    kept, the most hopeful first. slack: seconds until the tightest stream's next token is due;
+    pace: seconds that a step may last for the tightest deadline, tightest for the tightest stream;
+    rate: decodes a second that all of them need; num_timed: how many of them have deadlines;
+    keep_up: seconds that no deadline may make steps shorter than.
     """
 
     kept: list[str] = field(default_factory=list)
-    paused: list[str] = field(default_factory=list)
     rest: list[str] = field(default_factory=list)
     prompts: list[RequestView] = field(default_factory=list)
     slack: float = math.inf
@@ -59,11 +52,10 @@ class Batch:
 class Decodes:
     """Parts the residents of a view."""
 
-    def __init__(self, forecast: Forecast, parameters: Parameters) -> None:
+    def __init__(self, forecast: Forecast) -> None:
         self.forecast = forecast
-        self._parameters = parameters
 
-    def part(self, view: View, cost: Cost, keep_up: float = 0.0) -> Batch:
+    def part(self, view: View, cost: Cost, keep_up: float) -> Batch:
         now, forecast, batch = view.now, self.forecast, Batch(keep_up=keep_up)
         streams: list[tuple[float, str]] = []
         timed: list[RequestView] = []
@@ -90,11 +82,8 @@ class Decodes:
             else:
                 timed.append(request)
         batch.slack = min(streams, default=(math.inf, ""))[0]
-        kept = self._deadlines(view, cost, timed, num_decodes - len(rest), batch, rest)
-        self._pause(view, cost, streams, num_decodes - len(rest), batch)
-        paused = set(batch.paused)
-        kept = [each for each in (*kept, *streams) if each[1] not in paused]
-        kept.sort()
+        fastest = max(cost.step_time(num_decodes - len(rest)), keep_up)
+        kept = sorted(chain(streams, self._deadlines(timed, now, fastest, batch, rest)))
         rest.sort()
         batch.kept = [request_id for _, request_id in kept]
         batch.rest = [request_id for _, _, request_id in rest]
@@ -102,19 +91,17 @@ class Decodes:
 
     def _deadlines(
         self,
-        view: View,
-        cost: Cost,
         timed: list[RequestView],
-        num_decodes: int,
+        now: float,
+        fastest: float,
         batch: Batch,
         rest: list[tuple[float, float, str]],
     ) -> list[tuple[float, str]]:
-        """Those that can still be kept, with their slack; the others go to the rest."""
+        """Those that can still be kept with steps no shorter than `fastest`, and their slack; the
+        others go to the rest."""
         forecast, kept = self.forecast, []
-        fastest = self._fastest(view, cost, len(timed), num_decodes, batch.rate)
-        fastest = max(fastest, batch.keep_up)
         for request in timed:
-            span = forecast.call_due(request) - view.now
+            span = forecast.call_due(request) - now
             left = forecast.steps(request)
             pace = span / (left + MARGIN)
             if pace < fastest:
@@ -125,39 +112,3 @@ class Decodes:
             kept.append((span - left * fastest, request.id))
         batch.num_timed = len(kept)
         return kept
-
-    def _fastest(
-        self, view: View, cost: Cost, num_timed: int, num_decodes: int, rate: float
-    ) -> float:
-        """Seconds of the shortest steps that can last: streams, where they may be paused, take part
-        as often as their pace (`rate` tokens a second in all) demands."""
-        if not self._may_pause(view):
-            return cost.step_time(num_decodes)
-        # Steps that last as long as it takes to serve who takes part: from below, where they meet.
-        takes = cost.step_time(num_timed)
-        for _ in range(ROUNDS):
-            takes = cost.step_time(min(num_decodes, num_timed + math.ceil(rate * takes)))
-        return takes
-
-    def _may_pause(self, view: View) -> bool:
-        """A paused stream holds its slot for longer: not while others need it."""
-        free = view.free_slots >= SPARE_SLOTS * view.limits.max_num_seqs
-        return free and self._parameters.pauses and view.caps.pause
-
-    def _pause(
-        self,
-        view: View,
-        cost: Cost,
-        streams: list[tuple[float, str]],
-        num_decodes: int,
-        batch: Batch,
-    ) -> None:
-        """Let the streams that are furthest ahead skip a step that is too long for a deadline."""
-        now_takes = cost.step_time(num_decodes)
-        if batch.pace >= now_takes or not self._may_pause(view):
-            return
-        num_over = num_decodes - cost.decodes(batch.pace, num_decodes)
-        ahead = self._parameters.patience * max(now_takes, self.forecast.pace)
-        batch.paused = [
-            request_id for slack, request_id in nlargest(num_over, streams) if slack > ahead
-        ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from giusto.core.events import Stepped
 from giusto.core.plan import StepOutcome
 from giusto.core.request import RequestView
@@ -12,36 +10,26 @@ from giusto.policies.giusto.cost import Cost
 from giusto.predict.base import LengthPredictor
 from giusto.programs.base import ProgramMatcher
 
-#: Weight of the newest step in the running mean of what steps take.
+#: Weight of the newest step in the running mean of what decodes get of it.
 RATE = 0.02
-
-
-class Ahead(NamedTuple):
-    """What a call's program has before it, the call included: calls, and seconds of their work."""
-
-    calls: float
-    work: float
 
 
 class Forecast:
     """Length bounds and outlooks, turned into instants.
 
-    `level` is the chance of the bounds on lengths; `pace` is the seconds that a step takes lately,
-    0 before the first; `stride` the tokens that a decode gets of a step, 1 without speculation.
+    `level` is the chance of the bounds on lengths; `stride` the tokens that a decode gets of a step
+    lately, 1 without speculation.
     """
 
     def __init__(self, lengths: LengthPredictor, programs: ProgramMatcher, level: float) -> None:
         self.lengths = lengths
         self.level = level
         self._programs = programs
-        self.pace = 0.0
         self.stride = 1.0
 
     def observe(self, event: object) -> None:
         if isinstance(event, Stepped):
             outcome = event.outcome
-            took = outcome.ended - outcome.started
-            self.pace += (RATE if self.pace else 1.0) * (took - self.pace)
             if outcome.shape.decode_seqs:
                 self.stride += RATE * (_mean_yield(outcome) - self.stride)
 
@@ -74,14 +62,13 @@ class Forecast:
         share = own / (own + outlook.path_tokens)
         return request.arrival + max(0.0, when - request.arrival - outlook.tool_time) * share
 
-    def ahead(self, request: RequestView, cost: Cost) -> Ahead:
-        """The calls that are still to be answered for the promise, and the work of all but this."""
+    def later(self, request: RequestView, cost: Cost) -> float:
+        """Seconds of work of the calls that are still to come for its promise to be kept."""
         if not isinstance(request.slo, Program):
-            return Ahead(1.0, 0.0)
+            return 0.0
         outlook = self._programs.outlook(request)
         steps = outlook.output_tokens / self.stride
-        work = outlook.prompt_tokens * cost.per_prefill + steps * cost.per_decode
-        return Ahead(1.0 + outlook.calls, work)
+        return outlook.prompt_tokens * cost.per_prefill + steps * cost.per_decode
 
 
 def _mean_yield(outcome: StepOutcome) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_SHARES = ("headroom", "spare", "blocking", "reserve")
+_SHARES = ("headroom", "spare", "blocking")
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,30 +13,22 @@ class Parameters:
 
     headroom: share of the tightest slack that a step may use for the sake of a promise; spare: for
     other work; blocking: share of the tightest TTFT target that a step may last, for an arrival
-    waits until it ends; window: how many waiting prompts are weighed against each other; reserve:
-    share of slots and blocks that only promises may take; patience: a stream is paused for the sake
-    of deadlines only while it is so many steps ahead; level: chance of the bounds on lengths that
-    deadlines are planned with; program_value: a program is worth so many requests as it has calls
-    to come, to this power; best_effort: share of a step for best effort without an answer; keep_up:
-    while steps of this share of the tightest TPOT target keep up with what comes in, deadlines may
-    not make them shorter than that takes, 0 for never.
+    waits until it ends; window: how many waiting prompts are weighed against each other; level:
+    chance of the bounds on lengths that deadlines are planned with; keep_up: while steps of this
+    share of the tightest TPOT target keep up with what comes in, deadlines may not make them
+    shorter than that takes, 0 for never.
 
-    Rules that can be switched off: pauses, streams that are ahead skip steps that deadlines need
-    shorter; yields, who has no promise to keep gives its place to one who has. And on: sheds, who
-    waits and cannot be in time, whatever is done, is refused and not served late.
+    A rule that can be switched off: yields, who has no promise to keep gives its place to one who
+    has. And on: sheds, who waits and cannot be in time, whatever is done, is refused and not served
+    late.
     """
 
     headroom: float = 0.5
     spare: float = 0.25
     blocking: float = 0.5
     window: int = 32
-    reserve: float = 0.25
-    patience: float = 3.0
     level: float = 0.4
-    program_value: float = 0.5
-    best_effort: float = 0.05
     keep_up: float = 0.5
-    pauses: bool = True
     yields: bool = True
     sheds: bool = False
 
@@ -48,8 +40,5 @@ class Parameters:
             raise ValueError(f"level must lie between 0 and 1, got {self.level}")
         if self.window < 1:
             raise ValueError(f"window must be at least 1, got {self.window}")
-        for name in ("program_value", "best_effort", "keep_up"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if not self.patience >= 1:
-            raise ValueError(f"patience must be at least 1, got {self.patience}")
+        if not 0 <= self.keep_up <= 1:
+            raise ValueError(f"keep_up must lie in [0, 1], got {self.keep_up}")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from heapq import nsmallest
 from itertools import chain, islice
 
-from giusto.core.events import Arrived, Finished, Rejected, Stepped
+from giusto.core.events import Finished, Rejected
 from giusto.core.plan import View
 from giusto.core.request import RequestView
-from giusto.core.slo import BestEffort, Streaming, due, is_missed
+from giusto.core.slo import Streaming, due, is_missed
 from giusto.policies.giusto.choice import Job
-from giusto.policies.giusto.cost import Cost, sample
+from giusto.policies.giusto.cost import Cost
 from giusto.policies.giusto.decodes import MARGIN, Batch
 from giusto.policies.giusto.forecast import Forecast
 from giusto.policies.giusto.parameters import Parameters
@@ -23,37 +23,18 @@ LEAST_SHARE = 0.25
 
 
 class Prompts:
-    """Jobs of a view's prompts. Remembers when waiting requests are due, and who is best effort."""
+    """Jobs of a view's prompts. Remembers when waiting requests are due."""
 
     def __init__(self, forecast: Forecast, parameters: Parameters) -> None:
         self.forecast = forecast
         self._parameters = parameters
         self.shares = Shares()
         self._dues: dict[str, float] = {}
-        self._unanswered: set[str] = set()
 
     def observe(self, event: object) -> None:
         self.shares.observe(event)
-        match event:
-            case Arrived(request):
-                if isinstance(request.slo, BestEffort):
-                    self._unanswered.add(request.id)
-            case Stepped(outcome):
-                for request_id in self._unanswered & outcome.yields.keys():
-                    if outcome.yields[request_id].tokens:
-                        self._unanswered.discard(request_id)
-            case Finished(request_id) | Rejected(request_id):
-                self._dues.pop(request_id, None)
-                self._unanswered.discard(request_id)
-
-    def best_effort(self, view: View, batch: Batch, reserve: float) -> Iterator[RequestView]:
-        """Best effort without an answer yet: residents, then the line as far as there is room."""
-        waiting = self._unanswered
-        if not waiting:
-            return
-        yield from (r for r in batch.prompts if r.id in waiting)
-        if (num := room(view, reserve)) > 0:
-            yield from islice((r for r in view.waiting if r.id in waiting), num)
+        if isinstance(event, Finished | Rejected):
+            self._dues.pop(event.request_id, None)
 
     def jobs(self, view: View, batch: Batch, share: float, cost: Cost) -> list[Job]:
         """Prompts whose promise can still be kept: residents and the tightest of those waiting."""
@@ -113,7 +94,6 @@ class Prompts:
             return None
         work = max(1, num_uncached(request, view)) * cost.per_prefill
         left = forecast.steps(request)
-        calls, later = forecast.ahead(request, cost)
         extra = 0.0
         if isinstance(request.slo, Streaming):
             rate = 1 / (request.slo.tpot * forecast.stride) if request.slo.tpot else 0.0
@@ -131,8 +111,8 @@ class Prompts:
         if when < view.now + work:
             return None
         own = work + left * (cost.per_decode + extra)
-        value = request.weight * calls**self._parameters.program_value / (own + later)
-        return Job(when, request.id, work, rate * (cost.per_decode + extra), value)
+        density = request.weight / (own + forecast.later(request, cost))
+        return Job(when, request.id, work, rate * (cost.per_decode + extra), density)
 
 
 def num_uncached(request: RequestView, view: View) -> int:
@@ -143,22 +123,12 @@ def num_uncached(request: RequestView, view: View) -> int:
     return tokens
 
 
-def others(view: View, batch: Batch, jobs: set[str], reserve: float) -> Iterator[str]:
-    """Prompts of missed promises and best effort, in order of arrival.
-
-    They leave a share `reserve` of slots and blocks to promises to come.
-    """
+def leftovers(
+    view: View, batch: Batch, chosen: Sequence[Job], dropped: Sequence[Job]
+) -> Iterator[str]:
+    """Prompts that are not chosen: those given up for now, then missed promises and best effort,
+    residents before the line, each in order of arrival."""
+    jobs = {job.id for job in (*chosen, *dropped)}
+    yield from (job.id for job in dropped)
     yield from (r.id for r in batch.prompts if r.id not in jobs)
-    if view.waiting and (num := room(view, reserve)) > 0:
-        yield from islice((r.id for r in view.waiting if r.id not in jobs), num)
-
-
-def room(view: View, reserve: float) -> int:
-    """How many may become resident if a share `reserve` of slots and blocks stays free."""
-    if not view.running:
-        return 1
-    some = sample(view.running)
-    held = sum(view.held(r.id) for r in some) * len(view.running) / len(some)
-    if view.free_blocks < reserve * (view.free_blocks + held):
-        return 0
-    return view.free_slots - int(reserve * view.limits.max_num_seqs)
+    yield from islice((r.id for r in view.waiting if r.id not in jobs), view.free_slots)

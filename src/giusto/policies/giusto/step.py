@@ -18,15 +18,12 @@ FREE_SHARE = 0.01
 class Spending(NamedTuple):
     """Decodes without a promise that take part, and prompt tokens.
 
-    chosen: for prompts to finish in time, as far as the step may go; prefill: in all; floor: for
-    who starves; owed: for best effort without an answer, 0 where others leave it as much.
+    prefill: in all, chosen prompts first as far as the step may go; floor: for who starves.
     """
 
     num_rest: int
-    chosen: int
     prefill: int
     floor: int
-    owed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +39,10 @@ class Step:
     limit: int
     can_pause: bool
 
-    def spend(self, chosen: Sequence[Job], dropped: Sequence[Job], best_effort: float) -> Spending:
+    def spend(self, chosen: Sequence[Job]) -> Spending:
         """Others share what is spare beside the chosen prompts, and at least a twentieth of what
         those and the kept take, or, while the machine keeps up, of the longest step that they bear.
-        A share `best_effort` of the step is for best effort without an answer."""
+        """
         cost, num_kept, num_rest = self.cost, len(self.batch.kept), len(self.batch.rest)
         asked = sum(job.work for job in chosen) / cost.per_prefill
         for_chosen = min(round(asked), self._prompt_tokens(num_kept, self.most))
@@ -58,15 +55,7 @@ class Step:
         free = max(self.some, (1 + FREE_SHARE) * takes)
         floor = max(1, self._prompt_tokens(num_kept, self.base + least))
         prefill = max(for_chosen + floor, self._prompt_tokens(num_kept + num_rest, free))
-        owed = self._prompt_tokens(num_kept + num_rest, (1 + best_effort) * takes)
-        left = prefill - asked - sum(job.work for job in dropped) / cost.per_prefill
-        return Spending(
-            num_rest,
-            for_chosen,
-            prefill,
-            prefill - for_chosen,
-            owed if left < owed else 0,
-        )
+        return Spending(num_rest, prefill, prefill - for_chosen)
 
     def _prompt_tokens(self, num_decodes: int, seconds: float) -> int:
         return self.cost.prompt_tokens(num_decodes, seconds, self.limit)
