@@ -111,12 +111,15 @@ class Valued:
 
     `nodes` is what all share, so that fewer are drafted for each the more there are; and nobody who
     is owed nothing drafts what is less likely than a node's price asks for. `right[k]` is how often
-    a candidate of depth k + 1 is accepted once its parent was.
+    a candidate of depth k + 1 is accepted once its parent was. With `tolls` a draft model stands
+    beside look-up, which is free: the drafter is told what each of its passes must bring, and
+    decides level by level.
     """
 
     spec: Spec
     nodes: int
     latency: LatencyModel
+    tolls: bool = False
     right: list[float] = field(default_factory=list)
     _num_idle: int = 0
 
@@ -124,12 +127,18 @@ class Valued:
         self, decodes: Sequence[RequestView], now: float, shape: BatchShape
     ) -> tuple[int, list[Spec]]:
         each = min(self.spec.max_nodes, max(1, self.nodes // len(decodes)))
-        depth = self._best_depth(shape, each)
-        calm = replace(self.spec, max_nodes=each, depth=depth, least=self._least(shape))
+        depth, toll = self.spec.depth, 0.0
+        if self.tolls:
+            toll = self._toll(shape)
+        else:
+            depth = self._best_depth(shape, each)
+        least = self._least(shape)
+        calm = replace(self.spec, max_nodes=each, depth=depth, least=least, toll=toll)
         # What falls due while the next step runs must come with this one.
         until = now + 2 * self.latency.step_time(shape)
         needs = [_need(request, now, until) for request in decodes]
-        specs = [calm if need <= 1 else replace(calm, need=need, least=0.0) for need in needs]
+        urgent = replace(calm, least=0.0, toll=0.0)
+        specs = [calm if need <= 1 else replace(urgent, need=need) for need in needs]
         return each * len(decodes) if depth else 0, specs
 
     def _least(self, shape: BatchShape) -> float:
@@ -140,6 +149,12 @@ class Valued:
         plain = self.latency.step_time(shape)
         price = (self.latency.step_time(replace(shape, nodes=_FEW)) - plain) / _FEW
         return price * worth_of(shape) / plain
+
+    def _toll(self, shape: BatchShape) -> float:
+        """Tokens of each decode that are worth a pass of the draft model, made for all of them."""
+        plain, count = self.latency.step_time(shape), shape.decode_seqs
+        drafted = self.latency.step_time(replace(shape, draft_steps=1, draft_tokens=count))
+        return (drafted / plain - 1) * worth_of(shape) / count
 
     def _best_depth(self, shape: BatchShape, each: int) -> int:
         """The depth of most tokens per second, by how far candidates were right lately."""
