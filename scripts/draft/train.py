@@ -1,0 +1,314 @@
+"""Distil the draft from what `generate` recorded.
+
+    python scripts/draft/train.py [--data results/draft] [--out results/draft/run] [--minutes 40]
+
+Each position learns the target's 32 likeliest tokens and, with `--hard` of the weight, the first of
+them. The learning rate falls to zero over the minutes, which count what steps take; a
+run that is interrupted goes on from its last checkpoint with the same command. Embeddings begin as
+the target's, in fewer directions. Every few minutes the held-back answers are looked at, and the
+best weights written to OUT/model, a Hugging Face folder with its `draft.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from statistics import mean
+
+import numpy as np
+import torch
+from network import Draft, Shape, reduced
+from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from shards import Answered, read_shard
+from torch import Tensor
+
+from giusto.core.clock import WallClock
+from giusto.engine.tokenizer import Tokenizer
+from giusto.engine.weights import resolve_folder
+
+say = Console(width=120, highlight=False).print
+#: Share of the run over which the rate rises, and steps over which the loss is averaged.
+WARM_UP, WINDOW = 0.02, 50
+#: Seconds that a step counts at most.
+LONGEST_STEP = 20.0
+
+
+@dataclass
+class Batch:
+    """Rows of similar length: tokens [rows, length], and for each answer token where its state
+    is, its targets (columns of the outputs) and their weights, [n, top]."""
+
+    tokens: Tensor
+    places: Tensor
+    columns: Tensor
+    weights: Tensor
+    first: Tensor
+
+
+class Corpus:
+    """Answers as tensors; `column` maps ids to outputs, -1 for those that are none."""
+
+    def __init__(self, rows: list[Answered], outputs: Tensor, vocab_size: int, hard: float) -> None:
+        self.column = torch.full((vocab_size,), -1)
+        self.column[outputs] = torch.arange(len(outputs))
+        self.rows = rows
+        self.hard = hard
+
+    def batches(self, tokens: int, draw: Random) -> Iterator[Batch]:
+        """All rows once, `tokens` of them at a time, in an order of its own."""
+        order = sorted(range(len(self.rows)), key=lambda at: self._length(at) + draw.uniform(0, 48))
+        groups: list[list[int]] = [[]]
+        for at in order:
+            if (len(groups[-1]) + 1) * self._length(at) > tokens and groups[-1]:
+                groups.append([])
+            groups[-1].append(at)
+        draw.shuffle(groups)
+        return map(self._batch, groups)
+
+    def _length(self, at: int) -> int:
+        row = self.rows[at]
+        return len(row.prompt) + len(row.answer)
+
+    def _batch(self, group: list[int]) -> Batch:
+        rows = [self.rows[at] for at in group]
+        # The last token predicts nothing that is known.
+        inputs = [[*row.prompt, *row.answer[:-1]] for row in rows]
+        length = max(map(len, inputs))
+        tokens = torch.tensor([ids + [0] * (length - len(ids)) for ids in inputs])
+        places = torch.cat(
+            [
+                torch.arange(len(row.prompt) - 1, len(row.prompt) - 1 + len(row.answer))
+                + number * length
+                for number, row in enumerate(rows)
+            ]
+        )
+        ids = torch.from_numpy(np.concatenate([row.top_ids for row in rows]).astype(np.int64))
+        chances = torch.from_numpy(
+            np.concatenate([row.top_logprobs for row in rows]).astype(np.float32)
+        ).exp()
+        columns = self.column[ids]
+        first = columns[:, 0].clone()
+        weights = (1 - self.hard) * chances
+        weights[:, 0] += self.hard
+        weights = torch.where(columns >= 0, weights, 0.0)
+        return Batch(tokens, places, columns.clamp(min=0), weights, first)
+
+
+def losses(model: Draft, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Cross-entropy with the target's distribution, [n], and the logits [n, outputs]."""
+    with torch.autocast(batch.tokens.device.type, torch.bfloat16):
+        logits = model.logits(model(batch.tokens).flatten(0, 1)[batch.places])
+    logits = logits.float()
+    gathered = (batch.weights * logits.gather(1, batch.columns)).sum(-1)
+    return batch.weights.sum(-1) * logits.logsumexp(-1) - gathered, logits
+
+
+@torch.inference_mode()
+def agreement(model: Draft, batches: Iterable[Batch]) -> tuple[float, float]:
+    """Share of positions where both hold the same token likeliest; and the loss."""
+    model.eval()
+    right = count = 0
+    total = 0.0
+    for batch in batches:
+        loss, logits = losses(model, batch)
+        right += int((logits.argmax(-1) == batch.first).sum())
+        total += float(loss.sum())
+        count += len(loss)
+    model.train()
+    return right / count, total / count
+
+
+def choose_outputs(rows: list[Answered], vocab_size: int, count: int) -> Tensor:
+    """The ids that the target holds likely most often, ascending."""
+    mass = np.zeros(vocab_size)
+    for row in rows:
+        chances = np.exp(row.top_logprobs.astype(np.float32))
+        chances[:, 0] += 1.0
+        np.add.at(mass, row.top_ids.astype(np.int64).ravel(), chances.ravel())
+    return torch.from_numpy(np.sort(np.argsort(-mass)[:count]).copy())
+
+
+def optimiser(model: Draft, rate: float, decay: float) -> torch.optim.AdamW:
+    matrices = [p for name, p in model.named_parameters() if p.ndim > 1 and name != "embedding"]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    groups = [
+        {"params": matrices, "weight_decay": decay, "scale": 1.0},
+        {"params": [model.embedding], "weight_decay": 0.0, "scale": 0.5},
+        {"params": vectors, "weight_decay": 0.0, "scale": 1.0},
+    ]
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+
+
+class Run:
+    """One training run and its files in `out`."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given = given
+        self.out: Path = given.out
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.manual_seed(given.seed)
+        folder = resolve_folder(None)
+        self.tokenizer = Tokenizer(folder)
+        embedding = _embedding(folder)
+        shards = sorted(given.data.glob("train-*.npz"))
+        rows = [row for path in shards for row in read_shard(path)]
+        held_back = [
+            row
+            for name in ("validation", "benched")
+            for row in read_shard(given.data / f"{name}.npz")
+        ]
+        vocab_size = embedding.shape[0]
+        self.outputs = choose_outputs(rows, vocab_size, given.outputs)
+        shape = Shape(vocab_size, given.hidden, given.layers, given.hidden // 64, given.ffn)
+        self.model = Draft(shape, self.outputs, given.dropout)
+        self.model.embedding.data = reduced(embedding, given.hidden)
+        self.model.to(self.device)
+        self.corpus = Corpus(rows, self.outputs, vocab_size, given.hard)
+        self.held_back = Corpus(
+            [replace(row, prompt=row.prompt[-320:]) for row in held_back],
+            self.outputs,
+            vocab_size,
+            given.hard,
+        )
+        self.optimiser = optimiser(self.model, given.rate, given.decay)
+        self.spent = 0.0
+        self.steps = 0
+        self.best = 0.0
+        tokens = sum(len(row.answer) for row in rows)
+        covered = self.held_back.column[
+            torch.tensor([token for row in held_back for token in row.answer])
+        ]
+        say(
+            f"{len(rows)} answers of {tokens} tokens; {len(self.outputs)} outputs cover "
+            f"{100 * float((covered >= 0).float().mean()):.1f} % of the held-back answers; "
+            f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.1f} M parameters"
+        )
+
+    def train(self) -> None:
+        self._resume()
+        limit = 60 * self.given.minutes
+        clock = WallClock()
+        looked, recent = self.spent, deque([0.0], WINDOW)
+        epoch = 0
+        draw = Random(f"{self.given.seed} {self.steps}")
+        while self.spent < limit:
+            for batch in self.corpus.batches(self.given.batch, draw):
+                started = clock.now()
+                recent.append(self._step(_to(batch, self.device), self.spent / limit))
+                # A pause in between, of this process or of the machine, is no training.
+                self.spent += min(clock.now() - started, LONGEST_STEP)
+                if self.spent >= limit:
+                    break
+                if self.spent - looked > 60 * self.given.every:
+                    looked = self.spent
+                    self._look(mean(recent), epoch)
+            epoch += 1
+        self._look(mean(recent), epoch)
+
+    def _step(self, batch: Batch, share: float) -> float:
+        scale = min(1.0, share / WARM_UP) * (1 - share)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.given.rate * group["scale"] * max(scale, 1e-3)
+        loss = losses(self.model, batch)[0].mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.steps += 1
+        return float(loss.detach())
+
+    def _look(self, loss: float, epoch: int) -> None:
+        batches = self.held_back.batches(self.given.batch, Random(0))
+        share, held_back = agreement(self.model, (_to(batch, self.device) for batch in batches))
+        say(
+            f"{self.spent / 60:5.1f} min  step {self.steps}  epoch {epoch}  loss {loss:.3f}  "
+            f"held back {held_back:.3f}  agreement {share:.4f}"
+        )
+        if share > self.best:
+            self.best = share
+            self.export(self.out / "model")
+        self._keep()
+
+    def export(self, folder: Path) -> None:
+        """Write the folder that engines load."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.model.to_hub(), folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(self.model.shape.config(), indent=1) + "\n")
+        facts = {
+            "target": "SmolLM2-135M-Instruct",
+            "tokenizer": self.tokenizer.fingerprint,
+            "output_tokens": self.outputs.tolist(),
+        }
+        (folder / "draft.json").write_text(json.dumps(facts) + "\n")
+
+    def _keep(self) -> None:
+        """Write a checkpoint: weights, moments, and how far the run is."""
+        state = {f"model.{name}": t for name, t in self.model.state_dict().items()}
+        for number, moments in self.optimiser.state_dict()["state"].items():
+            state |= {f"adam.{number}.{name}": tensor for name, tensor in moments.items()}
+        facts = {"spent": self.spent, "steps": self.steps, "best": self.best}
+        part = self.out / "checkpoint.part"
+        tensors = {name: tensor.detach().contiguous().clone() for name, tensor in state.items()}
+        save_file(tensors, part, {"facts": json.dumps(facts)})
+        os.replace(part, self.out / "checkpoint.safetensors")
+
+    def _resume(self) -> None:
+        path = self.out / "checkpoint.safetensors"
+        if not path.exists():
+            return
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+        state = load_file(path, device=self.device)
+        self.model.load_state_dict(
+            {n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")}
+        )
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in state.items():
+            if name.startswith("adam."):
+                _, number, key = name.split(".")
+                moments.setdefault(int(number), {})[key] = tensor
+        whole = self.optimiser.state_dict() | {"state": moments}
+        self.optimiser.load_state_dict(whole)
+        self.spent, self.steps, self.best = facts["spent"], facts["steps"], facts["best"]
+        say(f"going on after {self.spent / 60:.1f} minutes, {self.steps} steps")
+
+
+def _embedding(folder: Path) -> Tensor:
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        return file.get_tensor("model.embed_tokens.weight")
+
+
+def _to(batch: Batch, device: str) -> Batch:
+    return Batch(**{name: tensor.to(device) for name, tensor in vars(batch).items()})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("results/draft"))
+    parser.add_argument("--out", type=Path, default=Path("results/draft/run"))
+    parser.add_argument("--minutes", type=float, default=40)
+    parser.add_argument("--every", type=float, default=3, help="minutes between looks")
+    parser.add_argument("--hidden", type=int, default=192)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--ffn", type=int, default=640)
+    parser.add_argument("--outputs", type=int, default=8192, help="size of the head")
+    parser.add_argument("--batch", type=int, default=4096, help="tokens of a step")
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--decay", type=float, default=0.1)
+    parser.add_argument("--dropout", type=float, default=0.05)
+    parser.add_argument("--hard", type=float, default=0.5, help="weight of the first choice")
+    parser.add_argument("--seed", type=int, default=1)
+    Run(parser.parse_args()).train()
+
+
+if __name__ == "__main__":
+    main()
