@@ -89,13 +89,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="default", help="the draft: a folder, or default")
     parser.add_argument("--data", type=Path, default=Path("results/draft"))
+    parser.add_argument("--per-class", type=int, default=99, help="of either set, at most")
     given = parser.parse_args()
     target = load_model()
     draft = load_draft(given.model, target, Tokenizer(target.folder))
     model = DraftModel(draft, 2)
-    rows = [
-        row for name in ("validation", "benched") for row in read_shard(given.data / f"{name}.npz")
-    ]
+    rows = []
+    for name in ("validation", "benched"):
+        every = read_shard(given.data / f"{name}.npz")
+        for kind in CLASSES:
+            rows += [row for row in every if row.kind == kind][: given.per_class]
     table = Table("", *CLASSES, "mean", title=f"{len(rows)} held-back answers, greedy")
     with torch.inference_mode():
         table.add_row("agreement", *(f"{share:.3f}" for share in agreement(rows, model)))

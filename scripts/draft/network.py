@@ -23,6 +23,7 @@ class Shape:
     hidden: int = 192
     layers: int = 2
     heads: int = 3
+    kv_heads: int = 3
     ffn: int = 640
     context: int = 512
     theta: float = 10000.0
@@ -35,7 +36,7 @@ class Shape:
             "hidden_size": self.hidden,
             "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads,
-            "num_key_value_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
             "head_dim": self.hidden // self.heads,
             "intermediate_size": self.ffn,
             "vocab_size": self.vocab_size,
@@ -56,14 +57,17 @@ class Layer(nn.Module):
     def __init__(self, shape: Shape, dropout: float) -> None:
         super().__init__()
         hidden = shape.hidden
-        self.heads = shape.heads
+        self.heads, self.kv_heads = shape.heads, shape.kv_heads
         self.dropout = dropout
         self.attention_norm = nn.Parameter(torch.ones(hidden))
         self.mlp_norm = nn.Parameter(torch.ones(hidden))
-        self.qkv = nn.Linear(hidden, 3 * hidden, bias=False)
+        wide = hidden // shape.heads * (shape.heads + 2 * shape.kv_heads)
+        self.qkv = nn.Linear(hidden, wide, bias=False)
         self.output = nn.Linear(hidden, hidden, bias=False)
         self.gate_up = nn.Linear(hidden, 2 * shape.ffn, bias=False)
         self.down = nn.Linear(shape.ffn, hidden, bias=False)
+        dim = hidden // shape.heads
+        self.rows = [dim * count for count in (shape.heads, shape.kv_heads, shape.kv_heads)]
         for linear in (self.qkv, self.gate_up):
             nn.init.normal_(linear.weight, std=hidden**-0.5)
         for linear in (self.output, self.down):
@@ -76,11 +80,14 @@ class Layer(nn.Module):
 
     def _attend(self, states: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         batch, length, hidden = states.shape
-        split = self.qkv(states).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = split.unbind(0)
+        every = self.heads + 2 * self.kv_heads
+        split = self.qkv(states).view(batch, length, every, -1).transpose(1, 2)
+        query, key, value = split.split((self.heads, self.kv_heads, self.kv_heads), 1)
         cos, sin = (part.to(query.dtype) for part in rotation)
         query, key = (part * cos + _half(part) * sin for part in (query, key))
         # Rows are padded at their end, which nobody before sees.
+        group = self.heads // self.kv_heads
+        key, value = (part.repeat_interleave(group, 1) for part in (key, value))
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.output(mixed.transpose(1, 2).reshape(batch, length, hidden))
 
@@ -89,7 +96,7 @@ class Layer(nn.Module):
 
 
 class Draft(nn.Module):
-    """Token ids in, hidden states out; `logits` are over `outputs`, int64 [n] ids."""
+    """Token ids in, hidden states out; `head` is over `outputs`, int64 [n] ids."""
 
     def __init__(self, shape: Shape, outputs: Tensor, dropout: float = 0.0) -> None:
         super().__init__()
@@ -113,9 +120,28 @@ class Draft(nn.Module):
             states = layer(states, rotation)
         return _norm(states, self.norm)
 
-    def logits(self, states: Tensor) -> Tensor:
-        """Of the reduced vocabulary, [..., outputs]."""
-        return functional.linear(states, self.embedding.index_select(0, self.outputs))
+    def head(self) -> Tensor:
+        """Rows of the reduced vocabulary, [outputs, hidden]."""
+        return self.embedding.index_select(0, self.outputs)
+
+    @torch.no_grad()
+    def begin_with(self, weights: dict[str, Tensor], layers: list[int]) -> None:
+        """Take layers of the target, and its embedding and last norm; `weights` by hub names."""
+        self.embedding.copy_(weights["model.embed_tokens.weight"])
+        self.norm.copy_(weights["model.norm.weight"])
+        for layer, number in zip(self.layers, layers, strict=True):
+            prefix = f"model.layers.{number}."
+            part = {
+                name.removeprefix(prefix).removesuffix(".weight"): tensor.float()
+                for name, tensor in weights.items()
+                if name.startswith(prefix)
+            }
+            layer.attention_norm.copy_(part["input_layernorm"])
+            layer.mlp_norm.copy_(part["post_attention_layernorm"])
+            layer.qkv.weight.copy_(torch.cat([part[f"self_attn.{name}_proj"] for name in "qkv"]))
+            layer.output.weight.copy_(part["self_attn.o_proj"])
+            layer.gate_up.weight.copy_(torch.cat([part["mlp.gate_proj"], part["mlp.up_proj"]]))
+            layer.down.weight.copy_(part["mlp.down_proj"])
 
     def to_hub(self) -> dict[str, Tensor]:
         """The weights by their Hugging Face names, bf16."""
@@ -127,7 +153,7 @@ class Draft(nn.Module):
                 "self_attn.o_proj": layer.output.weight,
                 "mlp.down_proj": layer.down.weight,
             }
-            for name, part in zip("qkv", layer.qkv.weight.chunk(3), strict=True):
+            for name, part in zip("qkv", layer.qkv.weight.split(layer.rows), strict=True):
                 parts[f"self_attn.{name}_proj"] = part
             for name, part in zip(("gate", "up"), layer.gate_up.weight.chunk(2), strict=True):
                 parts[f"mlp.{name}_proj"] = part

@@ -20,7 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from statistics import mean
+from typing import Any
 
+import adopted  # noqa: F401  (before torch)
 import numpy as np
 import torch
 from network import Draft, Shape, reduced
@@ -37,6 +39,8 @@ from giusto.engine.weights import resolve_folder
 say = Console(width=120, highlight=False).print
 #: Share of the run over which the rate rises, and steps over which the loss is averaged.
 WARM_UP, WINDOW = 0.02, 50
+#: Rows of the head that are computed at once.
+ROWS = 256
 #: Seconds that a step counts at most.
 LONGEST_STEP = 20.0
 
@@ -102,13 +106,52 @@ class Corpus:
         return Batch(tokens, places, columns.clamp(min=0), weights, first)
 
 
+class _HeadLoss(torch.autograd.Function):
+    """Cross-entropy of a head, a few rows at a time: all logits at once would be the largest
+    tensor by far, and are needed only for a moment."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, head: Tensor, columns: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Losses [n] and first choices [n] of states [n, hidden] under a head [outputs, hidden].
+
+        The loss is summed over rows when its gradient is taken.
+        """
+        losses, firsts, to_states = [], [], []
+        to_head = torch.zeros_like(head) if head.requires_grad else None
+        for start in range(0, len(states), ROWS):
+            span = slice(start, start + ROWS)
+            part, column, weight = states[span], columns[span], weights[span]
+            logits = (part @ head.T).float()
+            firsts.append(logits.argmax(-1))
+            total = weight.sum(-1)
+            most = logits.logsumexp(-1)
+            losses.append(total * most - (weight * logits.gather(1, column)).sum(-1))
+            slopes = (logits - most[:, None]).exp_().mul_(total[:, None])
+            slopes = slopes.scatter_add_(1, column, -weight).to(part.dtype)
+            to_states.append(slopes @ head)
+            if to_head is not None:
+                to_head += slopes.T @ part
+        ctx.save_for_backward(torch.cat(to_states), to_head)
+        firsts_ = torch.cat(firsts)
+        ctx.mark_non_differentiable(firsts_)
+        return torch.cat(losses), firsts_
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        to_states, to_head = ctx.saved_tensors
+        # All losses count alike: their mean, or their sum.
+        scale = slope[0]
+        return to_states * scale, None if to_head is None else to_head * scale, None, None
+
+
 def losses(model: Draft, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy with the target's distribution, [n], and the logits [n, outputs]."""
+    """Cross-entropy with the target's distribution, and the draft's first choices, [n] each."""
     with torch.autocast(batch.tokens.device.type, torch.bfloat16):
-        logits = model.logits(model(batch.tokens).flatten(0, 1)[batch.places])
-    logits = logits.float()
-    gathered = (batch.weights * logits.gather(1, batch.columns)).sum(-1)
-    return batch.weights.sum(-1) * logits.logsumexp(-1) - gathered, logits
+        states = model(batch.tokens).flatten(0, 1)[batch.places]
+    head = model.head().to(torch.bfloat16)
+    return _HeadLoss.apply(states.to(torch.bfloat16), head, batch.columns, batch.weights)
 
 
 @torch.inference_mode()
@@ -118,8 +161,8 @@ def agreement(model: Draft, batches: Iterable[Batch]) -> tuple[float, float]:
     right = count = 0
     total = 0.0
     for batch in batches:
-        loss, logits = losses(model, batch)
-        right += int((logits.argmax(-1) == batch.first).sum())
+        loss, firsts = losses(model, batch)
+        right += int((firsts == batch.first).sum())
         total += float(loss.sum())
         count += len(loss)
     model.train()
@@ -168,9 +211,24 @@ class Run:
         ]
         vocab_size = embedding.shape[0]
         self.outputs = choose_outputs(rows, vocab_size, given.outputs)
-        shape = Shape(vocab_size, given.hidden, given.layers, given.hidden // 64, given.ffn)
+        taken = [int(number) for number in given.layers_of_target.split(",") if number]
+        if taken:
+            shape = Shape(vocab_size, 576, len(taken), 9, 3, 1536, theta=100000.0)
+        else:
+            shape = Shape(
+                vocab_size,
+                given.hidden,
+                given.layers,
+                given.hidden // 64,
+                given.hidden // 64,
+                given.ffn,
+            )
         self.model = Draft(shape, self.outputs, given.dropout)
-        self.model.embedding.data = reduced(embedding, given.hidden)
+        if taken:
+            self.model.begin_with(load_file(folder / "model.safetensors"), taken)
+            self.model.embedding.requires_grad_(False)
+        else:
+            self.model.embedding.data = reduced(embedding, given.hidden)
         self.model.to(self.device)
         self.corpus = Corpus(rows, self.outputs, vocab_size, given.hard)
         self.held_back = Corpus(
@@ -241,11 +299,16 @@ class Run:
     def export(self, folder: Path) -> None:
         """Write the folder that engines load."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.model.to_hub(), folder / "model.safetensors", {"format": "pt"})
+        tensors = self.model.to_hub()
+        shares = not self.model.embedding.requires_grad
+        if shares:
+            del tensors["model.embed_tokens.weight"]
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(self.model.shape.config(), indent=1) + "\n")
         facts = {
             "target": "SmolLM2-135M-Instruct",
             "tokenizer": self.tokenizer.fingerprint,
+            "shares_embedding": shares,
             "output_tokens": self.outputs.tolist(),
         }
         (folder / "draft.json").write_text(json.dumps(facts) + "\n")
@@ -299,6 +362,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=3, help="minutes between looks")
     parser.add_argument("--hidden", type=int, default=192)
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--layers-of-target", default="", help="begin with these, such as 0,1")
     parser.add_argument("--ffn", type=int, default=640)
     parser.add_argument("--outputs", type=int, default=8192, help="size of the head")
     parser.add_argument("--batch", type=int, default=4096, help="tokens of a step")

@@ -66,7 +66,7 @@ def scheduler(
     """A scheduler with its policy, predictors and subscribers."""
     learners = learners or Learners(settings.lengths)
     policy = _policy(settings, latency, learners.lengths, learners.programs)
-    speculation = _mode(settings)
+    speculation = _mode(settings, latency)
     if speculation is not None:
         policy = Speculating(policy, speculation.wish(latency))
     pool = BlockPool(num_blocks, settings.block_size, prefix_caching=settings.prefix_caching)
@@ -109,8 +109,9 @@ def draft_of(settings: EngineSettings) -> str | None:
     return name
 
 
-def _mode(settings: EngineSettings) -> Mode | None:
-    return modes.mode(settings.speculation, has_model=draft_of(settings) is not None)
+def _mode(settings: EngineSettings, latency: LatencyModel) -> Mode | None:
+    has_model = draft_of(settings) is not None
+    return modes.mode(settings.speculation, Control.for_machine(latency), has_model=has_model)
 
 
 def _policy(
@@ -154,8 +155,7 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
     kv = KVCache(
         model.config, capacity.num_blocks, settings.block_size, model.decoder.dtype, device
     )
-    speculation = _mode(settings)
-    latency = fit(measure(model.decoder, kv, clock, trees=speculation is not None))
+    latency = fit(measure(model.decoder, kv, clock, trees=settings.speculation != modes.OFF))
     guesser = None
     if draft := draft_of(settings):
         loaded = load_draft(draft, model, tokenizer)
@@ -174,7 +174,7 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
         Random(settings.seed),
         learners,
     )
-    if speculation is not None:
+    if speculation := _mode(settings, latency):
         drafter = speculation.drafting(guesser) if guesser is not None else None
         made.speculator = speculation.speculator(latency, drafter)
     ready = {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from engines import Family, make_family, random_prompt
 from fakes import MockClock
@@ -172,6 +173,40 @@ def test_a_reduced_vocabulary_proposes_its_own_ids(tmp_path: Path, target: Famil
     share = sum(whole[token] for token in OUTPUTS)
     for token, chance in guesses:
         assert chance == pytest.approx(whole[token] / share, rel=1e-3)
+
+
+# The target's embedding
+
+
+def without_embedding(folder: Path, target: Family, **overrides) -> None:
+    make_tiny(folder, "smollm", seed=8, **overrides)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.embed_tokens.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    facts = {"tokenizer": Tokenizer(target.folder).fingerprint, "shares_embedding": True}
+    write_json(folder / "draft.json", facts)
+
+
+def test_an_embedding_may_be_the_targets(tmp_path: Path, target: Family):
+    """It is left out of the folder, held once in memory, and the head is made of its rows."""
+    without_embedding(tmp_path, target, num_hidden_layers=1)
+    draft = load(tmp_path, target)
+    assert draft.decoder.embedding.data_ptr() == target.model.decoder.embedding.data_ptr()
+    ((guesses,),) = DraftModel(draft, 1).follow([tips(random_prompt(9, 1))], 3)
+    assert len(guesses) == 3
+
+
+def test_an_embedding_of_another_width_is_not_shared(tmp_path: Path, target: Family):
+    without_embedding(tmp_path, target, hidden_size=96)
+    with pytest.raises(ModelError, match="is 96 wide where that is 48"):
+        load(tmp_path, target)
+
+
+def test_a_missing_embedding_is_told(tmp_path: Path, target: Family):
+    without_embedding(tmp_path, target)
+    write_json(tmp_path / "draft.json", {})
+    with pytest.raises(ModelError, match=r"model\.embed_tokens\.weight is missing"):
+        load(tmp_path, target)
 
 
 # What is refused

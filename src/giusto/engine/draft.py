@@ -1,9 +1,10 @@
 """Load a draft model, and refuse one that does not belong to its target; called by `build`.
 
-A draft is a Hugging Face folder of its own (config, safetensors), so that other engines load it
-too. What they need not know is in `draft.json`: `tokenizer`, the fingerprint of the vocabulary that
-it was trained with; and `output_tokens`, the ids that its head is computed for, or null for all.
-A folder without that file must bring its tokenizer.
+A draft is a Hugging Face folder of its own (config, safetensors). What that has no place for is in
+`draft.json`: `tokenizer`, the fingerprint of the vocabulary that it was trained with;
+`output_tokens`, the ids that its head is computed for, or null for all; and `shares_embedding`: its
+embedding is its target's, and left out of the folder. A folder without that file must bring its
+tokenizer.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def load_draft(name: str, target: LoadedModel, tokenizer: Tokenizer) -> LoadedDr
     decoder = target.decoder
     outputs = _output_tokens(folder, config, facts)
     placed = None if outputs is None else torch.tensor(outputs, device=decoder.device)
-    weights = read_weights(folder, config)
+    weights = read_weights(folder, config, _shared(folder, config, facts, decoder))
     return LoadedDraft(
         config=config,
         decoder=Decoder(config, weights, decoder.dtype, decoder.device, placed),
@@ -109,6 +110,21 @@ def _check_vocabulary(
             f"the draft model {folder} was made for another tokenizer than that of "
             f"{target.folder}; use a draft of this model, or --draft-model none."
         )
+
+
+def _shared(
+    folder: Path, config: ModelConfig, facts: dict[str, Any], target: Decoder
+) -> dict[str, Tensor]:
+    """What the draft has in common with its target."""
+    if not facts.get("shares_embedding"):
+        return {}
+    wide = target.config.hidden_size
+    if config.hidden_size != wide:
+        raise ModelError(
+            f"the draft model {folder} shares its target's embedding and is {config.hidden_size} "
+            f"wide where that is {wide}; use a draft of this model."
+        )
+    return {"model.embed_tokens.weight": target.embedding}
 
 
 def _output_tokens(folder: Path, config: ModelConfig, facts: dict[str, Any]) -> list[int] | None:

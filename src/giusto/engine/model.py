@@ -72,6 +72,11 @@ class Decoder:
             self._head = self._linear([head], [])
             self._rope = RopeTable(config, dtype, self.device)
 
+    @property
+    def embedding(self) -> Tensor:
+        """[vocab, hidden], as it was placed."""
+        return self._embedding
+
     @torch.inference_mode()
     def forward(self, batch: BatchTensors, kv: KVCache) -> Tensor:
         """Compute one step and write its keys and values into `kv`.

@@ -61,6 +61,20 @@ class Control:
         if self.min_depth > self.max_depth:
             raise ValueError("min_depth must not exceed max_depth")
 
+    @classmethod
+    def for_machine(cls, latency: LatencyModel) -> Control:
+        """For a machine that was measured, and not published: as many tokens as double a step.
+
+        The draft's share of them, and the bounds of the beam, are the artifact's.
+        """
+        one = BatchShape(decode_seqs=1)
+        plain = latency.step_time(one)
+        price = (latency.step_time(replace(one, nodes=_FEW)) - plain) / _FEW
+        usual = cls()
+        is_flat = price * usual.budget <= plain
+        budget = usual.budget if is_flat else max(_FEW, int(plain / price))
+        return cls(budget, max(1, budget * usual.draft_budget // usual.budget))
+
     def depth(self, count: int) -> int:
         """Of the beam with so many requests: eq. 8, with c1 = 0."""
         return min(max(self.budget // count - 1, self.min_depth), self.max_depth)
