@@ -87,11 +87,12 @@ def accepted(tree: TokenTree, rest: Sequence[int], floor: float) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--target", help="a folder or hub id; the default model")
     parser.add_argument("--model", default="default", help="the draft: a folder, or default")
     parser.add_argument("--data", type=Path, default=Path("results/draft"))
     parser.add_argument("--per-class", type=int, default=99, help="of either set, at most")
     given = parser.parse_args()
-    target = load_model()
+    target = load_model(given.target)
     draft = load_draft(given.model, target, Tokenizer(target.folder))
     model = DraftModel(draft, 2)
     rows = []

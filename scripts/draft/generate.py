@@ -47,6 +47,7 @@ class Job:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--target", help="a folder or hub id; the default model")
     parser.add_argument("--out", type=Path, default=Path("results/draft"))
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--validation", action="store_true", help="held-back prompts, greedy")
@@ -56,7 +57,7 @@ def main() -> None:
     given = parser.parse_args()
     adopt_environment()
     given.out.mkdir(parents=True, exist_ok=True)
-    target = Target(given.batch)
+    target = Target(given.target, given.batch)
     if given.validation:
         validation(target, given)
     else:
@@ -129,9 +130,9 @@ def validation(target: Target, given: argparse.Namespace) -> None:
 
 
 class Target:
-    """The default model on the project's own engine, with a sampler that records."""
+    """The target on the project's own engine, with a sampler that records."""
 
-    def __init__(self, batch: int) -> None:
+    def __init__(self, model: str | None, batch: int) -> None:
         from recording import Recorder  # noqa: PLC0415
         from rich.console import Console  # noqa: PLC0415  (after the environment is set)
 
@@ -140,7 +141,11 @@ class Target:
         from giusto.engine.settings import EngineSettings  # noqa: PLC0415
 
         settings = EngineSettings(
-            scheduling_policy="fcfs", kv_cache_memory=3 << 29, seed=0, max_num_seqs=batch
+            model=model,
+            scheduling_policy="fcfs",
+            kv_cache_memory=3 << 29,
+            seed=0,
+            max_num_seqs=batch,
         )
         self.engine, _ = build.engine(settings, WallClock())
         runner = self.engine.runner

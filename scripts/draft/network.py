@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-EPS = 1e-5
-
 
 @dataclass(frozen=True)
 class Shape:
@@ -27,6 +25,7 @@ class Shape:
     ffn: int = 640
     context: int = 512
     theta: float = 10000.0
+    eps: float = 1e-5
 
     def config(self) -> dict[str, Any]:
         """As a Hugging Face `config.json`."""
@@ -41,7 +40,7 @@ class Shape:
             "intermediate_size": self.ffn,
             "vocab_size": self.vocab_size,
             "max_position_embeddings": self.context,
-            "rms_norm_eps": EPS,
+            "rms_norm_eps": self.eps,
             "rope_theta": self.theta,
             "hidden_act": "silu",
             "tie_word_embeddings": True,
@@ -57,7 +56,7 @@ class Layer(nn.Module):
     def __init__(self, shape: Shape, dropout: float) -> None:
         super().__init__()
         hidden = shape.hidden
-        self.heads, self.kv_heads = shape.heads, shape.kv_heads
+        self.heads, self.kv_heads, self.eps = shape.heads, shape.kv_heads, shape.eps
         self.dropout = dropout
         self.attention_norm = nn.Parameter(torch.ones(hidden))
         self.mlp_norm = nn.Parameter(torch.ones(hidden))
@@ -74,8 +73,10 @@ class Layer(nn.Module):
             nn.init.normal_(linear.weight, std=0.2 * linear.in_features**-0.5)
 
     def forward(self, states: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        states = states + self._drop(self._attend(_norm(states, self.attention_norm), rotation))
-        gate, up = self.gate_up(_norm(states, self.mlp_norm)).chunk(2, -1)
+        states = states + self._drop(
+            self._attend(_norm(states, self.attention_norm, self.eps), rotation)
+        )
+        gate, up = self.gate_up(_norm(states, self.mlp_norm, self.eps)).chunk(2, -1)
         return states + self._drop(self.down(functional.silu(gate) * up))
 
     def _attend(self, states: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
@@ -118,7 +119,7 @@ class Draft(nn.Module):
         states = functional.embedding(tokens, self.embedding)
         for layer in self.layers:
             states = layer(states, rotation)
-        return _norm(states, self.norm)
+        return _norm(states, self.norm, self.shape.eps)
 
     def head(self) -> Tensor:
         """Rows of the reduced vocabulary, [outputs, hidden]."""
@@ -177,8 +178,8 @@ def reduced(embedding: Tensor, hidden: int, rms: float = 0.05) -> Tensor:
     return narrow * (rms / narrow.square().mean().sqrt())
 
 
-def _norm(states: Tensor, weight: Tensor) -> Tensor:
-    return functional.rms_norm(states, weight.shape, weight.to(states.dtype), EPS)
+def _norm(states: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return functional.rms_norm(states, weight.shape, weight.to(states.dtype), eps)
 
 
 def _half(states: Tensor) -> Tensor:

@@ -47,8 +47,10 @@ class Recorder(Sampler):
         with torch.inference_mode():
             best = logits.topk(self._top_count)
             logprobs = best.values - logits.logsumexp(-1, keepdim=True)
-        ids = best.indices.to(torch.int32).numpy().astype(np.uint16)
-        halves = logprobs.to(torch.float16).numpy()
+        ids = (
+            best.indices.cpu().numpy().astype(np.uint16 if self.vocab_size <= 1 << 16 else np.int32)
+        )
+        halves = logprobs.to(torch.float16).cpu().numpy()
         draws = super().draw(requests, logits, paths)
         for row, (request, draw) in enumerate(zip(requests, draws, strict=True)):
             record = self._records.setdefault(request.id, Record())

@@ -17,7 +17,7 @@ TOP = 32
 class Answered:
     """One prompt, or its end, with the target's answer.
 
-    `top_ids` uint16 and `top_logprobs` float16 are [answer, TOP]; `is_whole`: it came to its end.
+    `top_ids` integers and `top_logprobs` float16 are [answer, TOP]; `is_whole`: it came to its end.
     """
 
     kind: str
@@ -36,7 +36,7 @@ def write_shard(path: Path, rows: Sequence[Answered]) -> None:
         kinds=np.array([CLASSES.index(row.kind) for row in rows], dtype=np.int8),
         lengths=np.array([(len(row.prompt), len(row.answer)) for row in rows], dtype=np.int32),
         whole=np.array([row.is_whole for row in rows]),
-        tokens=np.concatenate([np.array([*row.prompt, *row.answer], np.uint16) for row in rows]),
+        tokens=np.concatenate([np.array([*row.prompt, *row.answer], np.int32) for row in rows]),
         top_ids=np.concatenate([row.top_ids for row in rows]),
         top_logprobs=np.concatenate([row.top_logprobs for row in rows]),
     )

@@ -4,8 +4,9 @@
 
 Each position learns the target's 32 likeliest tokens and, with `--hard` of the weight, the first of
 them. The learning rate falls to zero over the minutes, which count what steps take; a
-run that is interrupted goes on from its last checkpoint with the same command. Embeddings begin as
-the target's, in fewer directions. Every few minutes the held-back answers are looked at, and the
+run that is interrupted goes on from its last checkpoint with the same command. The draft begins as
+the first layers of the target, whose embedding it shares; with `--layers-of-target ""` as a smaller
+Llama, its embedding the target's in fewer directions. Every few minutes the held-back answers are looked at, and the
 best weights written to OUT/model, a Hugging Face folder with its `draft.json`.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -32,7 +34,9 @@ from safetensors.torch import load_file, save_file
 from shards import Answered, read_shard
 from torch import Tensor
 
+from giusto.build import DEFAULT_MODEL_NAME
 from giusto.core.clock import WallClock
+from giusto.engine.config import read_config
 from giusto.engine.tokenizer import Tokenizer
 from giusto.engine.weights import resolve_folder
 
@@ -199,7 +203,8 @@ class Run:
         self.out.mkdir(parents=True, exist_ok=True)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(given.seed)
-        folder = resolve_folder(None)
+        folder = resolve_folder(given.target)
+        self.target = folder.name if given.target else DEFAULT_MODEL_NAME
         self.tokenizer = Tokenizer(folder)
         embedding = _embedding(folder)
         shards = sorted(given.data.glob("train-*.npz"))
@@ -212,17 +217,7 @@ class Run:
         vocab_size = embedding.shape[0]
         self.outputs = choose_outputs(rows, vocab_size, given.outputs)
         taken = [int(number) for number in given.layers_of_target.split(",") if number]
-        if taken:
-            shape = Shape(vocab_size, 576, len(taken), 9, 3, 1536, theta=100000.0)
-        else:
-            shape = Shape(
-                vocab_size,
-                given.hidden,
-                given.layers,
-                given.hidden // 64,
-                given.hidden // 64,
-                given.ffn,
-            )
+        shape = self._shape(folder, len(taken))
         self.model = Draft(shape, self.outputs, given.dropout)
         if taken:
             self.model.begin_with(load_file(folder / "model.safetensors"), taken)
@@ -249,6 +244,26 @@ class Run:
             f"{len(rows)} answers of {tokens} tokens; {len(self.outputs)} outputs cover "
             f"{100 * float((covered >= 0).float().mean()):.1f} % of the held-back answers; "
             f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.1f} M parameters"
+        )
+
+    def _shape(self, folder: Path, num_taken: int) -> Shape:
+        """Layers like the target's where they begin as its own, else as given."""
+        given, config = self.given, read_config(folder)
+        if not num_taken:
+            heads = given.hidden // 64
+            return Shape(config.vocab_size, given.hidden, given.layers, heads, heads, given.ffn)
+        is_plain = config.family == "llama" and config.rope.kind == "default"
+        if not is_plain or config.qkv_bias or config.mlp_bias or not config.tied_embeddings:
+            sys.exit('this target has layers of another kind: give --layers-of-target ""')
+        return Shape(
+            config.vocab_size,
+            config.hidden_size,
+            num_taken,
+            config.num_heads,
+            config.num_kv_heads,
+            config.intermediate_size,
+            theta=config.rope_theta,
+            eps=config.rms_norm_eps,
         )
 
     def train(self) -> None:
@@ -306,7 +321,7 @@ class Run:
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         (folder / "config.json").write_text(json.dumps(self.model.shape.config(), indent=1) + "\n")
         facts = {
-            "target": "SmolLM2-135M-Instruct",
+            "target": self.target,
             "tokenizer": self.tokenizer.fingerprint,
             "shares_embedding": shares,
             "output_tokens": self.outputs.tolist(),
@@ -356,17 +371,18 @@ def _to(batch: Batch, device: str) -> Batch:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--target", help="a folder or hub id; the default model")
     parser.add_argument("--data", type=Path, default=Path("results/draft"))
     parser.add_argument("--out", type=Path, default=Path("results/draft/run"))
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--every", type=float, default=3, help="minutes between looks")
-    parser.add_argument("--hidden", type=int, default=192)
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--layers-of-target", default="", help="begin with these, such as 0,1")
-    parser.add_argument("--ffn", type=int, default=640)
+    parser.add_argument("--hidden", type=int, default=192, help="without layers of the target")
+    parser.add_argument("--layers", type=int, default=2, help="the same")
+    parser.add_argument("--layers-of-target", default="0,1", help="it begins with; empty for none")
+    parser.add_argument("--ffn", type=int, default=640, help="the same")
     parser.add_argument("--outputs", type=int, default=8192, help="size of the head")
     parser.add_argument("--batch", type=int, default=4096, help="tokens of a step")
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--decay", type=float, default=0.1)
     parser.add_argument("--dropout", type=float, default=0.05)
     parser.add_argument("--hard", type=float, default=0.5, help="weight of the first choice")

@@ -132,7 +132,7 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
     from giusto.engine.draft import load_draft
     from giusto.engine.engine import Engine
     from giusto.engine.memory import pick_device, plan_capacity
-    from giusto.engine.profile import fit, measure
+    from giusto.engine.profile import decode_once, fit, measure
     from giusto.engine.runner import ModelRunner
     from giusto.engine.sampler import Sampler
     from giusto.engine.speculate import DraftModel, num_rows
@@ -160,7 +160,8 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
     if draft := draft_of(settings):
         loaded = load_draft(draft, model, tokenizer)
         guesser = DraftModel(loaded, num_rows(loaded, capacity.num_bytes, settings.max_num_seqs))
-        latency = latency.drafting(*measure_draft(guesser, clock))
+        prices = measure_draft(guesser, clock, lambda: decode_once(model.decoder, kv))
+        latency = latency.drafting(*prices)
     runner = ModelRunner(
         model.decoder, kv, Sampler(model.config.vocab_size, model.eos_token_ids), tokenizer
     )
