@@ -6,8 +6,8 @@ Each position learns the target's 32 likeliest tokens and, with `--hard` of the 
 them. The learning rate falls to zero over the minutes, which count what steps take; a
 run that is interrupted goes on from its last checkpoint with the same command. The draft begins as
 the first layers of the target, whose embedding it shares; with `--layers-of-target ""` as a smaller
-Llama, its embedding the target's in fewer directions. Every few minutes the held-back answers are looked at, and the
-best weights written to OUT/model, a Hugging Face folder with its `draft.json`.
+Llama, its embedding the target's in fewer directions. Every few minutes the held-back answers are
+looked at, and the best weights written to OUT/model, a Hugging Face folder with its `draft.json`.
 """
 
 from __future__ import annotations
