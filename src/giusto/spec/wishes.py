@@ -151,8 +151,7 @@ class Valued:
         # What falls due while the next step runs must come with this one.
         until = now + 2 * self.latency.step_time(shape)
         needs = [_need(request, now, until) for request in decodes]
-        urgent = replace(calm, least=0.0, toll=0.0)
-        specs = [calm if need <= 1 else replace(urgent, need=need) for need in needs]
+        specs = [calm if need <= 1 else replace(calm, need=need, least=0.0) for need in needs]
         return each * len(decodes) if depth else 0, specs
 
     def _least(self, shape: BatchShape) -> float:
