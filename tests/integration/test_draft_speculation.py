@@ -15,6 +15,7 @@ from giusto import build
 from giusto.core.clock import WallClock
 from giusto.core.errors import ConfigError, ModelError
 from giusto.core.events import Preempted, Stepped
+from giusto.core.request import SamplingParams, Submission
 from giusto.engine.draft import LoadedDraft, load_draft
 from giusto.engine.settings import EngineSettings
 from giusto.engine.tokenizer import Tokenizer
@@ -24,6 +25,7 @@ from tiny_models import make_tiny, write_json
 NEW_TOKENS = 24
 SHARED = random_prompt(37, 1)
 PROMPTS = (SHARED, [*SHARED[:33], *random_prompt(15, 2)], random_prompt(5, 3), random_prompt(21, 4))
+QUESTION = "What is the capital of France, and what is it known for?"
 MODES = ("chain:3", "static", "adaserve", "giusto")
 
 
@@ -237,3 +239,32 @@ def test_a_draft_that_is_not_there_stops_the_engine(target: Family, tmp_path: Pa
     settings = served(target, speculation="giusto", draft_model=str(tmp_path / "nowhere"))
     with pytest.raises(ModelError, match=r"--draft-model: .*nowhere does not exist"):
         build.engine(settings, WallClock())
+
+
+# The one that ships
+
+
+def test_the_shipped_draft_fits_the_default_model():
+    """It loads beside the default model, guesses much of an answer, and changes nothing of it."""
+    found = []
+    for draft in (None, "default"):
+        settings = EngineSettings(
+            dtype="float32", kv_cache_memory=64 << 20, speculation="giusto", draft_model=draft
+        )
+        engine, _ = build.engine(settings, WallClock())
+        text = engine.runner.tokenizer.render_chat([{"role": "user", "content": QUESTION}], True)
+        ids = tuple(engine.runner.tokenizer.encode(text, False))
+        sampling = SamplingParams(max_tokens=32, temperature=0.0)
+        engine.submit(Submission("a", 0.0, len(ids), prompt_ids=ids, sampling=sampling))
+        tokens: list[int] = []
+        accepted = 0
+        while engine.scheduler.has_work:
+            for event in engine.step()[0]:
+                if isinstance(event, Stepped):
+                    tokens += event.outcome.yields["a"].tokens
+                    accepted += event.outcome.yields["a"].accepted
+        assert engine.speculation_error is None
+        found.append((tokens, accepted))
+    (plain_tokens, _), (tokens, accepted) = found
+    assert tokens == plain_tokens
+    assert accepted >= 6
