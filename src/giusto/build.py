@@ -144,6 +144,8 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
     device = pick_device(settings.device)
     model = load_model(settings.model, settings.dtype, str(device))
     tokenizer = Tokenizer(model.folder)
+    draft_name = draft_of(settings)
+    draft = load_draft(draft_name, model, tokenizer) if draft_name else None
     capacity = plan_capacity(
         model.config,
         model.decoder.dtype,
@@ -157,9 +159,9 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
     )
     latency = fit(measure(model.decoder, kv, clock, trees=settings.speculation != modes.OFF))
     guesser = None
-    if draft := draft_of(settings):
-        loaded = load_draft(draft, model, tokenizer)
-        guesser = DraftModel(loaded, num_rows(loaded, capacity.num_bytes, settings.max_num_seqs))
+    if draft is not None:
+        rows = num_rows(draft, capacity.num_bytes, settings.max_num_seqs)
+        guesser = DraftModel(draft, rows)
         prices = measure_draft(guesser, clock, lambda: decode_once(model.decoder, kv))
         latency = latency.drafting(*prices)
     runner = ModelRunner(
@@ -189,7 +191,7 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
         "device": str(device),
         "policy": settings.scheduling_policy,
         "speculation": settings.speculation,
-        "draft_model": draft_of(settings),
+        "draft_model": draft_name,
         "defaults": {k: v for k, v in model.generation.items() if isinstance(v, int | float)},
     }
     return made, ready
