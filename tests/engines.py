@@ -18,15 +18,18 @@ from giusto.core.clock import Clock
 from giusto.core.events import Event, Finished, Rejected, Stepped
 from giusto.core.latency import LinearLatency
 from giusto.core.request import FinishReason, Reason, Request, SamplingParams, Submission
+from giusto.engine.draft import LoadedDraft
 from giusto.engine.engine import Engine
 from giusto.engine.runner import ModelRunner
 from giusto.engine.sampler import Draw, Sampler, TokenPath
 from giusto.engine.settings import EngineSettings
+from giusto.engine.speculate import DraftModel
 from giusto.engine.tensors import KVCache
 from giusto.engine.tokenizer import Tokenizer
 from giusto.engine.weights import LoadedModel, load_model
 from giusto.spec import modes
 from giusto.spec.drafter import Drafter
+from giusto.spec.guessing import ModelDrafter
 from tiny_models import make_tiny
 
 LATENCY = (0.015, 0.0007, 2e-8, 0.0006, 1e-6, 0.0006, 0.001, 0.0, 0.0)
@@ -82,9 +85,11 @@ class TinyEngine:
         model: LoadedModel,
         num_blocks: int = 256,
         drafter: Drafter | None = None,
+        draft: LoadedDraft | None = None,
         **settings: Any,
     ) -> None:
-        """`drafter` takes the place of the mode's own, where `speculation` names one."""
+        """`drafter` takes the place of the mode's own, where `speculation` names one; or the mode
+        drafts with the model `draft`, for so many requests at once as `max_num_seqs`."""
         self.clock = MockClock()
         self.settings = EngineSettings(check=True, seed=5, **settings)
         size = self.settings.block_size
@@ -102,9 +107,9 @@ class TinyEngine:
         self.scheduler = build.scheduler(self.settings, latency, num_blocks)
         clock: Clock = self.clock
         mode = modes.mode(self.settings.speculation)
-        speculator = mode and mode.speculator(latency)
-        if speculator is not None and drafter is not None:
-            speculator.drafter = drafter
+        if draft is not None and mode is not None:
+            drafter = mode.drafting(DraftModel(draft, self.settings.max_num_seqs))
+        speculator = mode and mode.speculator(latency, drafter)
         self.engine = Engine(self.scheduler, runner, clock, latency, Random(5))
         self.engine.speculator = speculator
         self.answers: dict[str, Answer] = {}
@@ -179,6 +184,9 @@ def assert_empty(engine: Engine) -> None:
     assert scheduler.pool.num_free == scheduler.pool.num_blocks
     assert not runner._stops
     assert not runner.sampler._counts
+    drafter = engine.speculator.drafter if engine.speculator else None
+    if isinstance(drafter, ModelDrafter):
+        assert not drafter.guesser._rows
 
 
 class Reference(NamedTuple):

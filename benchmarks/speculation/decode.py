@@ -1,7 +1,9 @@
 """What speculation is worth on the embedded engine: decode rate by mode, class of prompt and batch.
 
     python benchmarks/speculation/decode.py [--mode off --mode ngram --mode giusto] [--batch 1,8]
-        [--prompts 12] [--tokens 128] [--temperature 0]
+        [--prompts 12] [--tokens 128] [--temperature 0] [--draft-model default]
+
+A mode with `+draft` behind it, such as `giusto+draft`, drafts with `--draft-model` too.
 
 One engine per mode, in process, the same prompts in the same order, the modes in turn group by
 group, so that a change of the machine meets all alike. Prompts are the shared data's
@@ -34,6 +36,7 @@ from giusto.engine.engine import Engine
 from giusto.engine.launch import adopt_environment
 from giusto.engine.settings import EngineSettings
 from giusto.spec import modes
+from giusto.spec.guessing import ModelDrafter
 
 CLASSES = ("chat", "code", "math", "summarize")
 DATA = Path(os.environ.get("GIUSTO_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -72,10 +75,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--skip", type=int, default=0, help="leave out the first prompts")
+    parser.add_argument("--draft-model", default="default", help="of the modes with +draft")
     given = parser.parse_args()
     adopt_environment()
     names = given.mode or ["off", "ngram", "suffix", "giusto"]
-    engines = {mode: open_engine(mode) for mode in names}
+    engines = {mode: open_engine(mode, given.draft_model) for mode in names}
     sampling = SamplingParams(
         max_tokens=given.tokens, temperature=given.temperature, ignore_eos=True, seed=1
     )
@@ -90,9 +94,14 @@ def main() -> None:
         show(f"batch {batch}, {given.tokens} tokens", names, groups, found)
 
 
-def open_engine(mode: str) -> Engine:
+def open_engine(mode: str, draft_model: str = "default") -> Engine:
+    name, _, draft = mode.partition("+")
     settings = EngineSettings(
-        speculation=mode, scheduling_policy="fcfs", kv_cache_memory=512 << 20, seed=0
+        speculation=name,
+        draft_model=draft_model if draft else None,
+        scheduling_policy="fcfs",
+        kv_cache_memory=512 << 20,
+        seed=0,
     )
     engine, _ = build.engine(settings, WallClock())
     return engine
@@ -100,8 +109,12 @@ def open_engine(mode: str) -> Engine:
 
 def forget_answers(engine: Engine, mode: str) -> None:
     """Let a drafter begin anew: prompts come again with another batch size."""
-    made = modes.mode(mode)
-    engine.speculator = None if made is None else made.speculator(engine.latency)
+    made = modes.mode(mode.partition("+")[0])
+    if made is None or engine.speculator is None:
+        return
+    old = engine.speculator.drafter
+    drafter = made.drafting(old.guesser) if isinstance(old, ModelDrafter) else None
+    engine.speculator = made.speculator(engine.latency, drafter)
 
 
 def grouped(engine: Engine, batch: int, count: int, skip: int) -> Iterator[Group]:

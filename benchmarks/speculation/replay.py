@@ -1,13 +1,14 @@
 """How many tokens a step a drafter's guesses are worth, without a model in the loop.
 
     python benchmarks/speculation/replay.py [--temperature 0] [--prompts 20] [--skip 12]
-        [--tokens 160] [--answers FILE]
+        [--tokens 160] [--answers FILE] [--draft-model default]
 
 Answers are the default model's own, recorded once (to FILE, and read from it when it is there).
 Then each drafter guesses along them, request after request in the same order, classes one after the
 other: what was answered to earlier ones is known to later ones, as on a server. `floor`: candidates
 less likely than this are not verified, which stands for their price. Tokens per step count the
-target's own; `verified` is candidates per step; the last column is microseconds of one draft.
+target's own; `verified` is candidates per step; the last column is microseconds of one draft. With
+`--draft-model` a draft model guesses too: alone in chains and trees, and beside look-up.
 """
 
 from __future__ import annotations
@@ -26,8 +27,13 @@ from rich.table import Table
 from giusto.core.events import Stepped
 from giusto.core.plan import Spec
 from giusto.core.request import SamplingParams, Submission
+from giusto.engine.draft import load_draft
 from giusto.engine.launch import adopt_environment
+from giusto.engine.speculate import DraftModel
+from giusto.engine.tokenizer import Tokenizer
+from giusto.engine.weights import load_model
 from giusto.spec.drafter import Ask, Drafter
+from giusto.spec.guessing import ModelDrafter
 from giusto.spec.lookup import LookupDrafter
 from giusto.spec.ngram import NgramDrafter
 from giusto.spec.suffix import SuffixDrafter
@@ -117,6 +123,7 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=12, help="leave out the first prompts")
     parser.add_argument("--tokens", type=int, default=160)
     parser.add_argument("--answers", type=Path)
+    parser.add_argument("--draft-model", help="a folder, or default")
     given = parser.parse_args()
     if given.answers and given.answers.exists():
         content = json.loads(given.answers.read_text())
@@ -132,7 +139,22 @@ def main() -> None:
     table.add_row("suffix:16", "", *replay(rows, SuffixDrafter(), wide, 0.0))
     for floor in FLOORS:
         table.add_row("giusto:8", f"{floor:g}", *replay(rows, LookupDrafter(), tree, floor))
+    if given.draft_model:
+        model = open_draft(given.draft_model)
+        table.add_row("draft, chain of 4", "", *replay(rows, ModelDrafter(model), chain, 0.0))
+        for floor in FLOORS:
+            table.add_row(
+                "draft, tree", f"{floor:g}", *replay(rows, ModelDrafter(model), tree, floor)
+            )
+        for floor in FLOORS:
+            both = ModelDrafter(model, look_up=LookupDrafter())
+            table.add_row("giusto:8 and draft", f"{floor:g}", *replay(rows, both, tree, floor))
     Console().print(table)
+
+
+def open_draft(name: str) -> DraftModel:
+    target = load_model()
+    return DraftModel(load_draft(name, target, Tokenizer(target.folder)), 2)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from giusto.workload.records import Entry
 
 DEFAULT_MODEL_NAME = "SmolLM2-135M-Instruct"
+#: Draft models by name, beside folders and hub ids.
+NO_DRAFT, DEFAULT_DRAFT = "none", "default"
 
 
 def scheduler(
@@ -64,7 +66,7 @@ def scheduler(
     """A scheduler with its policy, predictors and subscribers."""
     learners = learners or Learners(settings.lengths)
     policy = _policy(settings, latency, learners.lengths, learners.programs)
-    speculation = modes.mode(settings.speculation)
+    speculation = _mode(settings, latency)
     if speculation is not None:
         policy = Speculating(policy, speculation.wish(latency))
     pool = BlockPool(num_blocks, settings.block_size, prefix_caching=settings.prefix_caching)
@@ -83,6 +85,35 @@ def scheduler(
     return made
 
 
+def draft_of(settings: EngineSettings) -> str | None:
+    """The draft model that a mode drafts with, None for none.
+
+    Raises ConfigError where it can do nothing without one, or nothing with the one that is given.
+    """
+    mode = modes.mode(settings.speculation)
+    given = settings.draft_model
+    name = None if given == NO_DRAFT else given
+    if mode is None or not mode.takes_model:
+        if name is not None:
+            raise ConfigError(
+                f"speculation {settings.speculation} uses no draft model: give --speculation "
+                "giusto, chain:K, static or adaserve, or --draft-model none"
+            )
+        return None
+    if mode.needs_model and name is None:
+        if given == NO_DRAFT or settings.model is not None:
+            raise ConfigError(
+                f"speculation {settings.speculation} drafts with a model: give --draft-model"
+            )
+        return DEFAULT_DRAFT
+    return name
+
+
+def _mode(settings: EngineSettings, latency: LatencyModel) -> Mode | None:
+    has_model = draft_of(settings) is not None
+    return modes.mode(settings.speculation, Control.for_machine(latency), has_model=has_model)
+
+
 def _policy(
     settings: EngineSettings,
     latency: LatencyModel,
@@ -98,11 +129,14 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
 
     Raises ModelError or ConfigError.
     """
+    from giusto.engine.draft import load_draft
     from giusto.engine.engine import Engine
     from giusto.engine.memory import pick_device, plan_capacity
-    from giusto.engine.profile import fit, measure
+    from giusto.engine.profile import decode_once, fit, measure
     from giusto.engine.runner import ModelRunner
     from giusto.engine.sampler import Sampler
+    from giusto.engine.speculate import DraftModel, num_rows
+    from giusto.engine.speculate import measure as measure_draft
     from giusto.engine.tensors import KVCache
     from giusto.engine.tokenizer import Tokenizer
     from giusto.engine.weights import load_model
@@ -110,6 +144,8 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
     device = pick_device(settings.device)
     model = load_model(settings.model, settings.dtype, str(device))
     tokenizer = Tokenizer(model.folder)
+    draft_name = draft_of(settings)
+    draft = load_draft(draft_name, model, tokenizer) if draft_name else None
     capacity = plan_capacity(
         model.config,
         model.decoder.dtype,
@@ -121,8 +157,13 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
     kv = KVCache(
         model.config, capacity.num_blocks, settings.block_size, model.decoder.dtype, device
     )
-    speculation = modes.mode(settings.speculation)
-    latency = fit(measure(model.decoder, kv, clock, trees=speculation is not None))
+    latency = fit(measure(model.decoder, kv, clock, trees=settings.speculation != modes.OFF))
+    guesser = None
+    if draft is not None:
+        rows = num_rows(draft, capacity.num_bytes, settings.max_num_seqs)
+        guesser = DraftModel(draft, rows)
+        prices = measure_draft(guesser, clock, lambda: decode_once(model.decoder, kv))
+        latency = latency.drafting(*prices)
     runner = ModelRunner(
         model.decoder, kv, Sampler(model.config.vocab_size, model.eos_token_ids), tokenizer
     )
@@ -136,8 +177,9 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
         Random(settings.seed),
         learners,
     )
-    if speculation is not None:
-        made.speculator = speculation.speculator(latency)
+    if speculation := _mode(settings, latency):
+        drafter = speculation.drafting(guesser) if guesser is not None else None
+        made.speculator = speculation.speculator(latency, drafter)
     ready = {
         "name": _public_name(settings.model),
         "folder": str(model.folder),
@@ -149,6 +191,7 @@ def engine(settings: EngineSettings, clock: Clock) -> tuple[Engine, dict[str, An
         "device": str(device),
         "policy": settings.scheduling_policy,
         "speculation": settings.speculation,
+        "draft_model": draft_name,
         "defaults": {k: v for k, v in model.generation.items() if isinstance(v, int | float)},
     }
     return made, ready
@@ -332,8 +375,7 @@ def backend(
     lengths = predictor(settings.lengths)
     unknown = LinearLatency((0.0,) * NUM_TERMS)
     _policy(settings, unknown, lengths, Unforeseen())
-    if speculation := modes.mode(settings.speculation):
-        speculation.speculator(unknown)
+    draft_of(settings)
     from giusto.engine.backend import EmbeddedBackend
     from giusto.engine.launch import ProcessLauncher, ThreadLauncher
 

@@ -114,7 +114,14 @@ def serve(
     ] = None,
     speculation: Annotated[
         str | None,
-        typer.Option(help="Tokens guessed ahead: off, ngram, suffix, giusto; NAME:LENGTH. [off]"),
+        typer.Option(
+            help="Tokens guessed ahead: off, ngram, suffix, giusto; with a draft model chain:K, "
+            "static, adaserve too; NAME:LENGTH. [off]"
+        ),
+    ] = None,
+    draft_model: Annotated[
+        str | None,
+        typer.Option(help="What drafts: a folder, a hub id, default or none. [none; else default]"),
     ] = None,
     state_dir: Annotated[
         str | None, typer.Option(help="Folder that keeps what was learned across restarts. [none]")

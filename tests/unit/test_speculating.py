@@ -193,6 +193,32 @@ def test_adaserve_drafts_less_the_more_there_are():
         Control(max_depth=2, min_depth=3)
 
 
+def test_adaserve_fills_a_measured_machine_until_a_step_takes_twice_as_long():
+    """Its budget is published for two machines; elsewhere it follows from the price of a node."""
+    small = Control.for_machine(LinearLatency(terms(constant=0.012, nodes=0.0005)))
+    assert (small.budget, small.draft_budget) == (24, 4)
+    assert (small.depth(1), small.width(1), small.width(4)) == (8, 3, 1)
+    large = Control.for_machine(LinearLatency(terms(constant=0.03)))
+    assert (large.budget, large.draft_budget) == (512, 96)
+    slow = Control.for_machine(LinearLatency(terms(constant=0.01, nodes=0.01)))
+    assert slow.budget == 8
+
+
+def test_a_pass_of_the_draft_has_its_toll():
+    """Beside look-up a model is told what its passes must bring, to urgent requests too: a pass
+    that does not pay makes them later still."""
+    latency = LinearLatency(terms(constant=0.01, draft_steps=0.001, draft_tokens=0.0005))
+    wish = Valued(SPEC, 64, latency, tolls=True)
+    urgent = request("u", computed=11, output=4, arrival=9.0, slo=Streaming(tpot=0.2))
+    some = [decoding("a"), urgent]
+    _, (calm, hurried) = wish.specs(some, 10.0, BatchShape(decode_seqs=2))
+    # A pass over two takes a fifth of a step that is worth two tokens: each owes a fifth.
+    assert calm.toll == pytest.approx(0.2)
+    assert calm.depth == SPEC.depth
+    assert hurried.need > 1
+    assert (hurried.toll, hurried.least) == (calm.toll, 0.0)
+
+
 def test_adaserve_needs_what_the_mean_pace_lacks():
     """A(r) = 1.05 (l + t) / TPOT - o, between 1 and one more than the beam is deep."""
     wish = Adaptive(Control(), LinearLatency(terms(constant=0.1)))

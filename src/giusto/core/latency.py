@@ -125,6 +125,12 @@ class LinearLatency(CorrectedLatency):
     def raw(self, shape: BatchShape) -> float:
         return _linear(self.coefficients, shape)
 
+    def drafting(self, per_step: float, per_token: float) -> LinearLatency:
+        """The same with the seconds of a pass of a draft model, and of each token in it."""
+        seconds = dict(zip(TERMS, self.coefficients, strict=True))
+        seconds |= {"draft_steps": per_step, "draft_tokens": per_token}
+        return replace(self, coefficients=terms(**seconds))
+
     @classmethod
     def fit(cls, samples: Iterable[tuple[BatchShape, float]]) -> LinearLatency:
         """Fit by relative least squares with coefficients >= 0.

@@ -176,8 +176,8 @@ class Spec:
     """Speculation asked for one request.
 
     need: tokens owed this step; max_nodes: ceiling of verified nodes, for which blocks are
-    reserved; depth and width: draft shape; weight: value of a token beyond the need; least: a
-    candidate less likely is not worth drafting.
+    reserved; depth, width: draft shape; weight: value of a token beyond the need; least: a
+    candidate less likely is not worth drafting; toll: tokens that a draft model's pass must bring.
     """
 
     need: float = 1.0
@@ -186,6 +186,7 @@ class Spec:
     width: int = 1
     weight: float = 1.0
     least: float = 0.0
+    toll: float = 0.0
 
 
 class Want(NamedTuple):

@@ -36,12 +36,16 @@ class Learners(Feed, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Speculation:
-    """What was drafted for a step, what of it is verified, and the seconds that both took."""
+    """What was drafted for a step, what of it is verified, and the seconds that both took.
+
+    `work`: passes of a draft model, and tokens in them.
+    """
 
     drafts: Mapping[str, TokenTree] = field(default_factory=dict)
     trees: Mapping[str, TokenTree] = field(default_factory=dict)
     draft: float = 0.0
     select: float = 0.0
+    work: tuple[int, int] = (0, 0)
 
 
 class Engine:
@@ -104,10 +108,11 @@ class Engine:
             self._learn(execution, made.drafts)
         ended = self.clock.now()
         self.step_time += 0.1 * (ended - started - self.step_time)
-        self.latency.learn(execution.shape, ended - started)
+        shape = _drafted(execution.shape, made.work)
+        self.latency.learn(shape, ended - started)
         forward = ended - started - made.draft - made.select
         times = StepTimes(started - planned, made.draft, made.select, forward=forward)
-        outcome = StepOutcome(plan.step, started, ended, execution.shape, execution.yields, times)
+        outcome = StepOutcome(plan.step, started, ended, shape, execution.yields, times)
         return self._taken(self.scheduler.commit(plan.step, outcome, ended)), None
 
     def close(self) -> None:
@@ -128,11 +133,14 @@ class Engine:
         try:
             drafts = speculator.draft(plan, requests)
             drafted = self.clock.now()
-            trees = speculator.choose(drafts, plan, shape_of(plan, requests.__getitem__))
+            work = speculator.take_work()
+            shape = _drafted(shape_of(plan, requests.__getitem__), work)
+            trees = speculator.choose(drafts, plan, shape)
         except Exception as error:
             self._stop_speculating(error)
             return _Speculation()
-        return _Speculation(drafts, trees, drafted - started, self.clock.now() - drafted)
+        chosen = self.clock.now()
+        return _Speculation(drafts, trees, drafted - started, chosen - drafted, work)
 
     def _stop_speculating(self, error: Exception) -> None:
         log.exception("speculation failed and is off from now on; requests go on without it")
@@ -166,3 +174,10 @@ class Engine:
                 if self.speculator is not None:
                     self.speculator.forget(event.request_id)
         return list(events)
+
+
+def _drafted(shape: BatchShape, work: tuple[int, int]) -> BatchShape:
+    """The shape of a step with what its draft model computed."""
+    if work == (0, 0):
+        return shape
+    return replace(shape, draft_steps=work[0], draft_tokens=work[1])

@@ -49,11 +49,13 @@ class Decoder:
         weights: Mapping[str, Tensor],
         dtype: torch.dtype,
         device: torch.device | str,
+        output_tokens: Tensor | None = None,
     ) -> None:
         """Fuse and place the weights.
 
         Args:
             weights: tensors by their Hugging Face names, shapes as `parameter_shapes` says.
+            output_tokens: int64 [outputs], the ids that logits are computed for; None for all.
         """
         self.config = config
         self.dtype = dtype
@@ -63,18 +65,25 @@ class Decoder:
             self._embedding = self._place(weights["model.embed_tokens.weight"])
             self._layers = [self._layer(weights, index) for index in range(config.num_layers)]
             self._norm = self._place(weights["model.norm.weight"])
-            if config.tied_embeddings:
-                self._head = self._linear([self._embedding], [])
-            else:
-                self._head = self._linear([weights["lm_head.weight"]], [])
+            is_tied = config.tied_embeddings
+            head = self._embedding if is_tied else self._place(weights["lm_head.weight"])
+            if output_tokens is not None:
+                head = head.index_select(0, output_tokens)
+            self._head = self._linear([head], [])
             self._rope = RopeTable(config, dtype, self.device)
+
+    @property
+    def embedding(self) -> Tensor:
+        """[vocab, hidden], as it was placed."""
+        return self._embedding
 
     @torch.inference_mode()
     def forward(self, batch: BatchTensors, kv: KVCache) -> Tensor:
         """Compute one step and write its keys and values into `kv`.
 
         Returns:
-            float32 [n, vocab], one row per entry of `batch.logits_indices`.
+            float32 [n, outputs], one row per entry of `batch.logits_indices`; outputs are the
+            vocabulary unless the decoder was told of fewer.
         """
         config = self.config
         group = config.num_heads // config.num_kv_heads

@@ -69,6 +69,11 @@ def measure(
     return samples
 
 
+def decode_once(decoder: Decoder, kv: KVCache) -> None:
+    """One token of one sequence, as `measure` times it."""
+    decoder.forward(_batch(1, 1, 0, kv, decoder.device), kv)
+
+
 def fit(samples: list[tuple[BatchShape, float]]) -> LinearLatency:
     """Fit the model and log how far it is off."""
     model = LinearLatency.fit(samples)

@@ -28,6 +28,8 @@ class EngineSettings:
     max_model_len: prompt and answer together; None takes what the model was trained for.
     lengths: how output lengths are bounded, a name of `learning.PREDICTORS`.
     speculation: how tokens are guessed ahead, a name of `spec.modes`; off does one at a time.
+    draft_model: a folder or hub id, `default` for the default model's, `none`; None takes the
+        default where the mode can do nothing without.
     state_dir: folder for what is learned, so that it outlives a restart; None keeps nothing.
     clock_offset: makes the engine's clock agree with the server's.
     """
@@ -45,6 +47,7 @@ class EngineSettings:
     policy_options: Mapping[str, str] = field(default_factory=dict)
     lengths: str = "histogram"
     speculation: str = "off"
+    draft_model: str | None = None
     state_dir: str | None = None
     max_num_queued_reqs: int | None = 1024
     max_num_queued_tokens: int | None = None

@@ -7,6 +7,7 @@ Invariant: the concatenated output of a Detokenizer is the decoding of all token
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -60,6 +61,12 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Tokens that have a text; the model's own vocabulary may be padded beyond it."""
         return self._rust.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the vocabulary: models that have it in common mean the same by an id."""
+        tokens = sorted(self._rust.get_vocab(with_added_tokens=True).items())
+        return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
 
     @property
     def has_chat_template(self) -> bool:

@@ -6,7 +6,7 @@ Every defect of a folder is a ModelError of one sentence, raised before the firs
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,9 +120,14 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def read_weights(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """Read the safetensors of a folder and check names and shapes against the config."""
-    weights: dict[str, Tensor] = {}
+def read_weights(
+    folder: Path, config: ModelConfig, shared: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Read the safetensors of a folder and check names and shapes against the config.
+
+    `shared` are tensors that it may do without.
+    """
+    weights: dict[str, Tensor] = dict(shared or {})
     for file in _weight_files(folder):
         try:
             with safe_open(file, framework="pt") as tensors:

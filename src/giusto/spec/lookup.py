@@ -44,34 +44,39 @@ class LookupDrafter:
     """
 
     def __init__(self, longest: int = LONGEST) -> None:
+        self.longest = longest
+        self.acceptance = Acceptance()
         self._memory = Recollection(longest, SHARED_RUNS)
-        self._acceptance = Acceptance()
 
     def draft(self, asks: Sequence[Ask]) -> list[TokenTree]:
         return [self._grow(ask) for ask in asks]
 
     def learn(self, request_id: str, tree: TokenTree, drawn: Sequence[int]) -> None:
-        self._acceptance.learn(tree, drawn)
+        self.acceptance.learn(tree, drawn)
 
     def forget(self, request_id: str) -> None:
         self._memory.forget(request_id)
 
+    def sources(self, ask: Ask) -> list[tuple[str, Contexts]]:
+        """Where this request may look things up; learns the tokens that are new."""
+        return self._memory.sources(ask)
+
     def _grow(self, ask: Ask) -> TokenTree:
         """Best first: the node added next is always the likeliest that is left."""
-        sources = self._memory.sources(ask)
+        sources = self.sources(ask)
         tree = TokenTree()
         depth, width, most = ask.depth, ask.spec.width, ask.spec.max_nodes
         least = max(LEAST_CHANCE, ask.spec.least)
         if depth < 1 or most < 1:
             return tree
-        longest = self._memory.longest
+        longest = self.longest
         start = tuple(ask.tokens[-longest:])
         ahead: list[tuple[float, int, int, tuple[int, ...], Candidate]] = []
         order = 0
 
         def push(parent: int, chance: float, tail: tuple[int, ...]) -> None:
             nonlocal order
-            for candidate in self._candidates(sources, tail, width):
+            for candidate in self.candidates(sources, tail, width):
                 if (joint := chance * candidate.chance) >= least:
                     heappush(ahead, (-joint, order, parent, tail, candidate))
                     order += 1
@@ -84,7 +89,7 @@ class LookupDrafter:
                 push(node, tree.chances[node], (*tail, token)[-longest:])
         return tree
 
-    def _candidates(
+    def candidates(
         self, sources: Sequence[tuple[str, Contexts]], tail: Sequence[int], width: int
     ) -> list[Candidate]:
         """The likeliest tokens after `tail`, at most `width`."""
@@ -95,11 +100,7 @@ class LookupDrafter:
                 if known is None or known.chance < candidate.chance:
                     best[candidate.token] = candidate
         found = sorted(best.values(), key=lambda candidate: -candidate.chance)[:width]
-        # Siblings exclude each other: together they are no likelier than certain.
-        total = sum(candidate.chance for candidate in found)
-        if total <= 1:
-            return found
-        return [Candidate(token, chance / total, kind) for token, chance, kind in found]
+        return excluding(found)
 
     def _followers(
         self, source: str, contexts: Contexts, tail: Sequence[int]
@@ -116,7 +117,15 @@ class LookupDrafter:
                 continue
             bin_ = sum(share > bound for bound in _SHARES)
             kind = (source, length, seen, bin_, token == latest)
-            yield Candidate(token, self._acceptance.chance(kind, _prior(length, share)), kind)
+            yield Candidate(token, self.acceptance.chance(kind, _prior(length, share)), kind)
+
+
+def excluding(found: list[Candidate]) -> list[Candidate]:
+    """The same, as siblings that exclude each other: together no likelier than certain."""
+    total = sum(candidate.chance for candidate in found)
+    if total <= 1:
+        return found
+    return [Candidate(token, chance / total, kind) for token, chance, kind in found]
 
 
 def _prior(length: int, share: float) -> float:

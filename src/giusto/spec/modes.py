@@ -9,6 +9,7 @@ from giusto.core.errors import ConfigError
 from giusto.core.latency import LatencyModel
 from giusto.core.plan import Spec
 from giusto.spec.drafter import Drafter
+from giusto.spec.guessing import Guesser, ModelDrafter
 from giusto.spec.lookup import LookupDrafter
 from giusto.spec.ngram import NgramDrafter
 from giusto.spec.select import Select, adaserve, by_value, everything
@@ -32,6 +33,21 @@ class Mode:
     drafter: Callable[[], Drafter] | None = None
     branching: tuple[int, ...] = ()
     calibrates: bool = False
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether it drafts with a model and with nothing else."""
+        return self.drafter is None
+
+    @property
+    def takes_model(self) -> bool:
+        """Whether a draft model is of any use to it."""
+        return self.drafter is None or self.calibrates
+
+    def drafting(self, guesser: Guesser) -> Drafter:
+        """A drafter with this model: beside look-up where chances are calibrated, else alone."""
+        look_up = LookupDrafter() if self.calibrates else None
+        return ModelDrafter(guesser, look_up=look_up, branching=self.branching)
 
     def speculator(self, latency: LatencyModel, draft: Drafter | None = None) -> Speculator:
         """Put a drafter to work: `draft`, or else the mode's own. ConfigError without any."""
@@ -68,11 +84,11 @@ def _static(nodes: int) -> Mode:
     return Mode("static", lambda _: Fixed(spec), everything, branching=_STATIC)
 
 
-def _giusto(length: int) -> Mode:
+def _giusto(length: int, *, tolls: bool = False) -> Mode:
     spec = Spec(depth=length, max_nodes=2 * length, width=3)
     return Mode(
         "giusto",
-        lambda latency: Valued(spec, _MOST_NODES, latency),
+        lambda latency: Valued(spec, _MOST_NODES, latency, tolls),
         by_value,
         LookupDrafter,
         calibrates=True,
@@ -92,10 +108,11 @@ NAMES = (OFF, *_MODES, "adaserve")
 _LONGEST = 64
 
 
-def mode(name: str, control: Control | None = None) -> Mode | None:
+def mode(name: str, control: Control | None = None, *, has_model: bool = False) -> Mode | None:
     """A mode by name, `name:length` for proposals of another length; None for `off`.
 
-    `control` has the constants of `adaserve`. Raises ConfigError for a name that is not there, or a
+    `control` has the constants of `adaserve`; with `has_model` a draft model stands beside the
+    look-up of a mode that has one. Raises ConfigError for a name that is not there, or a
     length that is no count.
     """
     kind, colon, text = name.partition(":")
@@ -111,4 +128,4 @@ def mode(name: str, control: Control | None = None) -> Mode | None:
         if not text.isdecimal() or not 1 <= int(text) <= _LONGEST:
             raise ConfigError(f"speculation {name!r}: give {kind}:LENGTH, from 1 to {_LONGEST}")
         length = int(text)
-    return make(length)
+    return _giusto(length, tolls=True) if kind == "giusto" and has_model else make(length)

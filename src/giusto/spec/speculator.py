@@ -9,6 +9,7 @@ from giusto.core.latency import BatchShape, LatencyModel
 from giusto.core.plan import Plan, Spec
 from giusto.core.request import Request
 from giusto.spec.drafter import Ask, Drafter
+from giusto.spec.guessing import Computing
 from giusto.spec.select import Select
 from giusto.spec.tree import TokenTree
 
@@ -32,6 +33,10 @@ class Speculator:
         return {
             ask.request_id: tree for ask, tree in zip(asks, trees, strict=True) if len(tree) > 0
         }
+
+    def take_work(self) -> tuple[int, int]:
+        """Passes of a draft model, and tokens in them, since this was asked last."""
+        return self.drafter.take_work() if isinstance(self.drafter, Computing) else (0, 0)
 
     def choose(
         self, drafts: Mapping[str, TokenTree], plan: Plan, shape: BatchShape

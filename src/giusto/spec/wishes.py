@@ -61,6 +61,20 @@ class Control:
         if self.min_depth > self.max_depth:
             raise ValueError("min_depth must not exceed max_depth")
 
+    @classmethod
+    def for_machine(cls, latency: LatencyModel) -> Control:
+        """For a machine that was measured, and not published: as many tokens as double a step.
+
+        The draft's share of them, and the bounds of the beam, are the artifact's.
+        """
+        one = BatchShape(decode_seqs=1)
+        plain = latency.step_time(one)
+        price = (latency.step_time(replace(one, nodes=_FEW)) - plain) / _FEW
+        usual = cls()
+        is_flat = price * usual.budget <= plain
+        budget = usual.budget if is_flat else max(_FEW, int(plain / price))
+        return cls(budget, max(1, budget * usual.draft_budget // usual.budget))
+
     def depth(self, count: int) -> int:
         """Of the beam with so many requests: eq. 8, with c1 = 0."""
         return min(max(self.budget // count - 1, self.min_depth), self.max_depth)
@@ -111,12 +125,15 @@ class Valued:
 
     `nodes` is what all share, so that fewer are drafted for each the more there are; and nobody who
     is owed nothing drafts what is less likely than a node's price asks for. `right[k]` is how often
-    a candidate of depth k + 1 is accepted once its parent was.
+    a candidate of depth k + 1 is accepted once its parent was. With `tolls` a draft model stands
+    beside look-up, which is free: the drafter is told what each of its passes must bring, and
+    decides level by level.
     """
 
     spec: Spec
     nodes: int
     latency: LatencyModel
+    tolls: bool = False
     right: list[float] = field(default_factory=list)
     _num_idle: int = 0
 
@@ -124,8 +141,13 @@ class Valued:
         self, decodes: Sequence[RequestView], now: float, shape: BatchShape
     ) -> tuple[int, list[Spec]]:
         each = min(self.spec.max_nodes, max(1, self.nodes // len(decodes)))
-        depth = self._best_depth(shape, each)
-        calm = replace(self.spec, max_nodes=each, depth=depth, least=self._least(shape))
+        depth, toll = self.spec.depth, 0.0
+        if self.tolls:
+            toll = self._toll(shape)
+        else:
+            depth = self._best_depth(shape, each)
+        least = self._least(shape)
+        calm = replace(self.spec, max_nodes=each, depth=depth, least=least, toll=toll)
         # What falls due while the next step runs must come with this one.
         until = now + 2 * self.latency.step_time(shape)
         needs = [_need(request, now, until) for request in decodes]
@@ -140,6 +162,12 @@ class Valued:
         plain = self.latency.step_time(shape)
         price = (self.latency.step_time(replace(shape, nodes=_FEW)) - plain) / _FEW
         return price * worth_of(shape) / plain
+
+    def _toll(self, shape: BatchShape) -> float:
+        """Tokens of each decode that are worth a pass of the draft model, made for all of them."""
+        plain, count = self.latency.step_time(shape), shape.decode_seqs
+        drafted = self.latency.step_time(replace(shape, draft_steps=1, draft_tokens=count))
+        return (drafted / plain - 1) * worth_of(shape) / count
 
     def _best_depth(self, shape: BatchShape, each: int) -> int:
         """The depth of most tokens per second, by how far candidates were right lately."""
