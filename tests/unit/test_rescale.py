@@ -89,7 +89,9 @@ def test_a_timed_trace_keeps_its_shape(entries: list[Entry], rate: float) -> Non
     factor = (last - first) / (max(before.values()) - min(before.values()))
     for (_, a), (_, b) in zip(pairwise(before.values()), pairwise(after.values()), strict=True):
         assert b == pytest.approx(a * factor)
-    assert sorted(before, key=before.__getitem__) == sorted(after, key=after.__getitem__)
+    # Rounding may make one instant of two that were next to each other; it swaps none.
+    in_order = [after[unit] for unit in sorted(before, key=before.__getitem__)]
+    assert in_order == sorted(in_order)
 
 
 @given(timed, st.floats(0.01, 50.0), st.booleans())
