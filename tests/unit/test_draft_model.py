@@ -272,7 +272,7 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path, target: Family):
     with pytest.raises(ModelError, match=r"--draft-model: .* does not exist"):
         load(tmp_path / "nowhere", target)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match=r"config\.json is missing"):
+    with pytest.raises(ModelError, match=r"no config\.json; point --draft-model"):
         load(tmp_path / "empty", target)
 
 

@@ -53,6 +53,10 @@ def load_draft(name: str, target: LoadedModel, tokenizer: Tokenizer) -> LoadedDr
         ModelError: one sentence that says what is wrong and what to do.
     """
     folder = _folder(name)
+    if not (folder / "config.json").exists():
+        raise ModelError(
+            f"{folder} has no config.json; point --draft-model at a complete draft's folder."
+        )
     config = read_config(folder)
     facts = read_json(folder / _FACTS) if (folder / _FACTS).exists() else {}
     _check_vocabulary(folder, config, facts, target, tokenizer)
