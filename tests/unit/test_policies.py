@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,8 @@ def test_a_policy_that_needs_more_than_the_driver_has_is_not_built(tmp_path: Pat
 
 
 def test_a_policy_may_come_from_a_file(tmp_path: Path) -> None:
-    """What is wrong with the file is said in one sentence."""
+    """What is wrong with the file as it is now, of one size and second with the last or not, is
+    said in one sentence; nothing is left beside it."""
     with pytest.raises(ConfigError, match=r"there is no file .*mine.py"):
         make(str(tmp_path / "mine.py"), DEPS)
     for text, message in {
@@ -73,8 +75,10 @@ def test_a_policy_may_come_from_a_file(tmp_path: Path) -> None:
         "1 / 0": "mine.py: ZeroDivisionError: division by zero",
     }.items():
         (tmp_path / "mine.py").write_text(text)
+        os.utime(tmp_path / "mine.py", (1e9, 1e9))
         with pytest.raises(ConfigError, match=message):
             make(str(tmp_path / "mine.py"), DEPS)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
 
 
 def test_giusto_pauses_nobody_where_it_cannot() -> None:

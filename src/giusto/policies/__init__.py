@@ -12,8 +12,9 @@ import importlib.util
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from giusto.core.errors import ConfigError
@@ -79,6 +80,13 @@ def make(name: str, deps: Dependencies, options: Mapping[str, object] | None = N
     return policy
 
 
+class _Uncached(SourceFileLoader):
+    """Compiles what is there now: kept bytecode is told apart by its second and size alone."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def module_named(name: str) -> ModuleType:
     """The module of a policy: one in REGISTRY, or a Python file with `Parameters` and `make`.
 
@@ -91,13 +99,14 @@ def module_named(name: str) -> ModuleType:
         raise ConfigError(f"unknown scheduling policy {name!r}{_nearest(name, REGISTRY)}")
     if not path.is_file():
         raise ConfigError(f"there is no file {name} to take a policy from")
-    spec = importlib.util.spec_from_file_location(f"giusto_policy_{path.stem}", path)
+    module_name = f"giusto_policy_{path.stem}"
+    loader = _Uncached(module_name, str(path))
+    spec = importlib.util.spec_from_loader(module_name, loader)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except Exception as error:
         raise ConfigError(f"{name}: {type(error).__name__}: {error}") from error
     if not hasattr(module, "Parameters") or not hasattr(module, "make"):
