@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from engines import CLEAR_GAP, Family, TinyEngine, make_family, random_prompt
+from engines import Family, TinyEngine, make_family
 from giusto import build
 from giusto.core.clock import WallClock
 from giusto.core.errors import ConfigError, ModelError
@@ -20,11 +19,9 @@ from giusto.engine.draft import LoadedDraft, load_draft
 from giusto.engine.settings import EngineSettings
 from giusto.engine.tokenizer import Tokenizer
 from giusto.spec.guessing import ModelDrafter
+from speculated import NEW_TOKENS, answers, assert_same, plain, submit_all
 from tiny_models import make_tiny, write_json
 
-NEW_TOKENS = 24
-SHARED = random_prompt(37, 1)
-PROMPTS = (SHARED, [*SHARED[:33], *random_prompt(15, 2)], random_prompt(5, 3), random_prompt(21, 4))
 QUESTION = "What is the capital of France, and what is it known for?"
 MODES = ("chain:3", "static", "adaserve", "giusto")
 
@@ -59,36 +56,6 @@ def drafting(target: Family, draft: LoadedDraft, mode: str, **settings) -> TinyE
     return TinyEngine(
         target.model, draft=draft, speculation=mode, draft_model="somewhere", **settings
     )
-
-
-def submit_all(engine: TinyEngine, copies: int = 1, **options) -> None:
-    options = {"temperature": 0.0, "max_tokens": NEW_TOKENS} | options
-    for copy in range(copies):
-        for i, prompt in enumerate(PROMPTS):
-            engine.submit(f"{i}.{copy}", prompt, **options)
-
-
-def answers(engine: TinyEngine) -> dict[str, list[int]]:
-    return {name: answer.tokens for name, answer in engine.run().items()}
-
-
-def plain(target: Family, **options) -> list[list[int]]:
-    engine = TinyEngine(target.model)
-    submit_all(engine, **options)
-    found = answers(engine)
-    return [found[f"{i}.0"] for i in range(len(PROMPTS))]
-
-
-def assert_same(target: Family, engine: TinyEngine, known: Sequence[list[int]]) -> None:
-    """Token for token the plain answers, wherever the model decides clearly."""
-    for name, answer in engine.answers.items():
-        number = int(name[0])
-        if answer.tokens != known[number]:
-            pairs = zip(answer.tokens, known[number], strict=True)
-            place = next(i for i, (a, b) in enumerate(pairs) if a != b)
-            row = target.generate(PROMPTS[number], place + 1, answer.tokens[: place + 1])
-            best, second = row.logits[place].topk(2).values
-            assert best - second <= CLEAR_GAP, f"{name}: token {place} is no near tie"
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engines import CLEAR_GAP, Family, Reference, TinyEngine, make_family, random_prompt
+from engines import Family, TinyEngine, make_family
 from giusto import build
 from giusto.core.clock import WallClock
 from giusto.core.errors import ConfigError
@@ -19,11 +19,9 @@ from giusto.core.request import FinishReason
 from giusto.engine.settings import EngineSettings
 from giusto.spec.drafter import Ask
 from giusto.spec.tree import ROOT, TokenTree
+from speculated import NEW_TOKENS, PROMPTS, answers, assert_same, plain, submit_all
 from tiny_models import FAMILIES
 
-NEW_TOKENS = 24
-SHARED = random_prompt(37, 1)
-PROMPTS = (SHARED, [*SHARED[:33], *random_prompt(15, 2)], random_prompt(5, 3), random_prompt(21, 4))
 MODES = ("giusto", "ngram", "suffix")
 
 
@@ -73,41 +71,8 @@ def llama(tmp_path_factory) -> Family:
     return make_family(tmp_path_factory.mktemp("llama"), "llama3")
 
 
-def submit_all(engine: TinyEngine, copies: int = 1, **options) -> None:
-    options = {"temperature": 0.0, "max_tokens": NEW_TOKENS} | options
-    for copy in range(copies):
-        for i, prompt in enumerate(PROMPTS):
-            engine.submit(f"{i}.{copy}", prompt, **options)
-
-
-def answers(engine: TinyEngine) -> dict[str, list[int]]:
-    return {name: answer.tokens for name, answer in engine.run().items()}
-
-
-def plain(family: Family, **options) -> dict[tuple[int, ...], list[int]]:
-    """Answers without speculation, by prompt."""
-    engine = TinyEngine(family.model)
-    submit_all(engine, **options)
-    found = answers(engine)
-    return {tuple(prompt): found[f"{i}.0"] for i, prompt in enumerate(PROMPTS)}
-
-
 def foreseeing(family: Family, known, **settings) -> TinyEngine:
     return TinyEngine(family.model, drafter=Foresight(known), speculation="suffix:32", **settings)
-
-
-def assert_same(family: Family, engine: TinyEngine, known) -> None:
-    """Token for token the plain answers, wherever the model decides clearly."""
-    for name, answer in engine.answers.items():
-        prompt = PROMPTS[int(name[0])]
-        expected = known[tuple(prompt)]
-        if answer.tokens != expected:
-            pairs = zip(answer.tokens, expected, strict=True)
-            place = next(i for i, (a, b) in enumerate(pairs) if a != b)
-            forced = answer.tokens[: place + 1]
-            row: Reference = family.generate(prompt, place + 1, forced)
-            best, second = row.logits[place].topk(2).values
-            assert best - second <= CLEAR_GAP, f"{name}: token {place} is no near tie"
 
 
 # Greedy answers are those of plain decoding

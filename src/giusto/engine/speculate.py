@@ -162,7 +162,7 @@ class DraftModel:
             made.positions[first + place] = known - 1 + tree.depths[node]
         size = len(fresh) + len(nodes)
         if size > 1:
-            made.trees[len(made.rows) - 1] = _visibility(tree, len(fresh), places)
+            made.trees[len(made.rows) - 1] = _visibility(tree, len(fresh), nodes)
         ends = [len(fresh) - 1 if tip == ROOT else places[tip] for tip in tips.nodes]
         made.logits += [first + end for end in ends]
         row.length = known
@@ -202,16 +202,14 @@ def _paths(tree: TokenTree, tips: Sequence[int]) -> list[int]:
     return sorted(nodes)
 
 
-def _visibility(tree: TokenTree, num_known: int, places: dict[int, int]) -> Tensor:
+def _visibility(tree: TokenTree, num_known: int, nodes: Sequence[int]) -> Tensor:
     """Who sees whom, bool [new, new]: known tokens those before, nodes these and their path."""
-    size = num_known + len(places)
-    sees = [[column <= row for column in range(size)] for row in range(num_known)]
-    for node, place in places.items():
-        parent = tree.parents[node]
-        path = list(sees[num_known - 1 if parent == ROOT else places[parent]])
-        path[place] = True
-        sees.append(path)
-    return torch.tensor(sees)
+    size = num_known + len(nodes)
+    sees = torch.ones(size, size, dtype=torch.bool).tril()
+    # The tree's root is the last known token.
+    places = [0, *(1 + node for node in nodes)]
+    sees[num_known - 1 :, num_known - 1 :] = torch.tensor(tree.visibility())[places][:, places]
+    return sees
 
 
 #: Requests, tokens before the last, and repeats with which a pass is timed.

@@ -21,9 +21,7 @@ class MeanLengths:
         self._num_answers = 0
 
     def remaining(self, request: RequestView, quantile: float | None = None) -> float:
-        mean = float(min(FIRST_LENGTH, request.cap))
-        if self._num_answers:
-            mean = self._num_tokens / self._num_answers
+        mean = self.mean or float(min(FIRST_LENGTH, request.cap))
         return max(1.0, mean - request.num_output_tokens)
 
     @property
