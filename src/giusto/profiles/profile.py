@@ -33,30 +33,22 @@ class Residual:
     p90: float
 
 
-#: A draft's next choice has half of what those before leave, where a profile does not say.
-EVEN = 0.5
-
-
 @dataclass(frozen=True, slots=True)
 class DraftQuality:
     """How well a draft model guesses for one class of requests.
 
     level: how likely its first choice is the target's, at a position of middling difficulty;
-    spread: standard deviation of the log-odds of that from position to position; second: of what a
-    choice leaves, the part that the next one has.
+    spread: standard deviation of the log-odds of that from position to position.
     """
 
     level: float
     spread: float
-    second: float = EVEN
 
     def __post_init__(self) -> None:
         if not 0 < self.level < 1:
             raise ValueError(f"level must lie between 0 and 1, got {self.level}")
         if not 0 <= self.spread < math.inf:
             raise ValueError(f"spread must be at least 0, got {self.spread}")
-        if not 0 < self.second < 1:
-            raise ValueError(f"second must lie between 0 and 1, got {self.second}")
 
     @property
     def log_odds(self) -> float:
@@ -232,9 +224,7 @@ def _draft(row: Fields | None) -> dict[str, DraftQuality]:
     for name in row.keys if row else ():
         assert row is not None
         inner = row.object(name)
-        level, spread = inner.number("level"), inner.number("spread")
-        second = inner.optional_number("second")
-        qualities[name] = DraftQuality(level, spread, EVEN if second is None else second)
+        qualities[name] = DraftQuality(inner.number("level"), inner.number("spread"))
         inner.finish()
     return qualities
 
@@ -265,8 +255,7 @@ def _to_json(profile: Profile) -> dict[str, object]:
         }
     if profile.draft:
         content["draft"] = {
-            name: {"level": q.level, "spread": q.spread, "second": q.second}
-            for name, q in profile.draft.items()
+            name: {"level": q.level, "spread": q.spread} for name, q in profile.draft.items()
         }
     if profile.control:
         content["control"] = dict(profile.control)

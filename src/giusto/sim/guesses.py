@@ -19,6 +19,8 @@ from giusto.spec.acceptance import Acceptance
 from giusto.spec.drafter import Ask
 from giusto.spec.tree import ROOT, TokenTree
 
+#: Of what a choice leaves, the part that the next choice has.
+_SIBLING = 0.5
 #: Choices of the draft that may be the target's; beyond them it is none.
 _MOST_CHOICES = 8
 #: Log-odds that the drafter believes, per log-odds that are true, and the noise around them.
@@ -47,13 +49,6 @@ def _normal(key: int) -> float:
 
 def _sigmoid(odds: float) -> float:
     return 1 / (1 + math.exp(-odds))
-
-
-def _share(first: float, rank: int, quality: DraftQuality) -> float:
-    """Chance of a choice where the first has `first`: each has a part of what those before left."""
-    if rank == 1:
-        return first
-    return (1 - first) * quality.second * (1 - quality.second) ** (rank - 2)
 
 
 class Guesses:
@@ -88,13 +83,14 @@ class Guesses:
     def choice(self, request_id: str, position: int, service_class: str) -> int:
         """Which of the draft's choices is the target's token at a position, from 1; 0 for none."""
         key = self.key(request_id, position)
-        quality = self.quality(service_class)
-        easy = _sigmoid(self.odds(key, quality))
+        easy = _sigmoid(self.odds(key, self.quality(service_class)))
         left = _mix(key ^ 0x2545F4914F6CDD1D) * _SCALE
+        share = easy
         for rank in range(1, _MOST_CHOICES + 1):
-            left -= _share(easy, rank, quality)
-            if left < 0:
+            if left < share:
                 return rank
+            left -= share
+            share = (1 - easy) * _SIBLING * (1 - _SIBLING) ** (rank - 1)
         return 0
 
     def forget(self, request_id: str) -> None:
@@ -143,7 +139,7 @@ class GuessDrafter:
             for tip in tips:
                 belief = guesses.belief(tip[2], quality)
                 for rank in range(1, width + 1):
-                    own = _share(belief, rank, quality)
+                    own = belief if rank == 1 else (1 - belief) * _SIBLING ** (rank - 1)
                     kind: Hashable = (min(level, _DEEPEST), int(own * _BINS))
                     if self._acceptance is not None:
                         own = self._acceptance.chance(kind, own)
